@@ -1,0 +1,57 @@
+"Training images per second of `train` against the bare loop: the same modules, dtype, batch and optimiser on random latents."
+import argparse, json, platform, statistics, tempfile, time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from styleboost.base import complete, load_base
+from styleboost.methods import method_for
+from styleboost.recipes import styleboost
+from styleboost.training import train, versions
+from styleboost.world.pictures import pool, style_ref
+
+def bare(base, recipe, steps):
+    "Seconds of each step of forward, backward and AdamW, and nothing else."
+    base = load_base(recipe.base)
+    params = [p for m in method_for(recipe).setup(base).values() for p in m.parameters()]
+    opt = torch.optim.AdamW(params, recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+    n, out = 2*recipe.batch, []
+    z, eps = torch.randn(2, n, base.unet.config.in_channels, *[base.unet.config.sample_size]*2)
+    t, prompts = torch.randint(1000, (n,)), [b.prompts()[0] for b in recipe.bindings]
+    ids = base.tokens(prompts)
+    for _ in range(steps):
+        t0 = time.perf_counter()
+        c = base.text_encoder(ids)[0].repeat_interleave(recipe.batch, 0)
+        ((base.unet(z, t, c).sample-eps)**2).mean().backward()
+        opt.step(); opt.zero_grad()
+        out.append(time.perf_counter()-t0)
+    return out
+
+def ours(base, recipe, steps, folder):
+    "Seconds of each step of `train`, by its own log."
+    run = train(replace(recipe, steps=steps), folder, base=base, device='cpu', progress=False, every=1)
+    s = [0]+[r['seconds'] for r in run.log]
+    return [b-a for a,b in zip(s, s[1:])]
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__)
+    p.add_argument('--rounds', type=int, default=5); p.add_argument('--steps', type=int, default=24)
+    p.add_argument('--batch', type=int, default=4); p.add_argument('--out', type=Path)
+    a = p.parse_args()
+    base = load_base('tiny')
+    plain = styleboost(style_ref(), pool('people'), n=20, batch=a.batch)
+    recipe = complete(replace(plain, bindings=tuple(replace(b, prompt=b.prompt.replace(', {caption}','')) for b in plain.bindings)), base)
+    pairs = []
+    with tempfile.TemporaryDirectory() as d:
+        for r in range(a.rounds):                                 # side by side, so that a busy machine slows both
+            x, y = bare(base, recipe, a.steps)[4:], ours(base, recipe, a.steps, f'{d}/{r}')[4:]
+            pairs.append((statistics.median(x), statistics.median(y)))
+    n = 2*a.batch
+    result = dict(device=f'{platform.machine()} CPU, {torch.get_num_threads()} threads', batch=f'{a.batch} + {a.batch}', dtype='float32',
+        bare_images_per_second=round(n/statistics.median(x for x,_ in pairs), 1), train_images_per_second=round(n/statistics.median(y for _,y in pairs), 1),
+        ratio=round(statistics.median(y/x for x,y in pairs), 3), ratios=[round(y/x,3) for x,y in pairs], **versions())
+    print(json.dumps(result, indent=1))
+    if a.out: a.out.write_text(json.dumps(result, indent=1)+'\n')
+
+if __name__=='__main__': main()

@@ -1,0 +1,31 @@
+"Packaging. The metadata lives in settings.ini, which nbdev reads too; edit it there."
+import shlex
+from configparser import ConfigParser
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ini = ConfigParser(delimiters=['='])
+ini.read('settings.ini', encoding='utf-8')
+cfg = ini['DEFAULT']
+lib, suffix = cfg['lib_path'], '_requirements'
+
+setup(
+    name=cfg['lib_name'],
+    version=cfg['version'],
+    description=cfg['description'],
+    long_description=Path('README.md').read_text('utf-8'),
+    long_description_content_type='text/markdown',
+    keywords=cfg['keywords'].split(),
+    author=cfg['author'],
+    author_email=cfg['author_email'],
+    url=cfg['git_url'],
+    license='Apache-2.0',
+    license_files=['LICENSE', 'NOTICE'],
+    python_requires=f">={cfg['min_python']}",
+    packages=find_packages(include=[lib, f'{lib}.*']),
+    package_data={lib: ['*.html', 'world/packs/*.zip', 'world/base/**', 'world/judge/**']},
+    install_requires=shlex.split(cfg['requirements']),
+    extras_require={k.removesuffix(suffix): shlex.split(v) for k,v in cfg.items() if k.endswith(suffix)},
+    entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f'{lib}={lib}._modidx:d']},
+)

@@ -1,0 +1,81 @@
+"What the tests share: no network, a cache of their own, one base, a few small pictures, and what a refusal looks like."
+import os, tempfile
+_cache = tempfile.TemporaryDirectory(prefix='styleboost-tests-')
+os.environ |= dict(HF_HUB_OFFLINE='1', STYLEBOOST_CACHE=_cache.name, TOKENIZERS_PARALLELISM='false')   # before any import that reads them
+
+import copy
+from contextlib import contextmanager
+from dataclasses import replace
+
+import pytest, torch
+from hypothesis import HealthCheck, settings
+from PIL import Image
+
+from styleboost.base import TINY, load_base
+from styleboost.images import ImageSet, Picture, StyleboostError, png
+from styleboost.recipes import Recipe, no_prior, with_prior
+
+settings.register_profile('tests', deadline=None, derandomize=True, database=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
+settings.load_profile('tests')
+
+@pytest.fixture(scope='session')
+def base():
+    "The embedded base, loaded once; no test may change it."
+    return load_base()
+
+@pytest.fixture(scope='session')
+def lively(base):
+    "The base with a disturbed U-Net and text encoder, so that pictures depend on prompts and weights whatever it has learnt."
+    parts = {k: copy.deepcopy(getattr(base, k)) for k in ('unet','text_encoder')}
+    g = torch.Generator().manual_seed(0)
+    for m in parts.values():
+        for p in m.parameters(): p.data += .1*p.data.std().nan_to_num(0)*torch.randn(p.shape, generator=g)
+    return replace(base, **parts, hash='disturbed')
+
+@pytest.fixture(scope='session')
+def base_copy():
+    "Makes a folder with the embedded base in it; its files are links, so replace one before writing to it."
+    def make(folder):
+        for f in (f for f in TINY.rglob('*') if f.is_file()):
+            to = folder/f.relative_to(TINY)
+            to.parent.mkdir(parents=True, exist_ok=True); to.symlink_to(f)
+        return folder
+    return make
+
+def _picture(name, size=(64,64), people=None, caption=None, seed=None):
+    g = torch.Generator().manual_seed(sum(map(ord, name)) if seed is None else seed)
+    noise = torch.randint(0, 256, (4,4,3), generator=g, dtype=torch.uint8).numpy()
+    return Picture(f'{name}.png', data=png(Image.fromarray(noise).resize(size)), caption=f'a picture of {name}' if caption is None else caption, people=people)
+
+@pytest.fixture(scope='session')
+def picture():
+    "Makes a picture in memory: its name decides its colours and its caption."
+    return _picture
+
+@pytest.fixture(scope='session')
+def ref(): return ImageSet([_picture(n, people=p) for n,p in (('anna',True),('bear',False),('cat',False))], 'ref')
+
+@pytest.fixture(scope='session')
+def aux(): return ImageSet([_picture(n, people=p, caption='') for n,p in (('w',True),('x',False),('y',False),('z',True))], 'aux')
+
+@pytest.fixture(scope='session')
+def quick(ref, aux):
+    "Makes a recipe that takes a second: `prior` is what the second binding shows, `weight` its weight."
+    def make(prior=aux, prompt=None, weight=1., ref=ref, preset='repaired', **kw):
+        return with_prior(no_prior(ref, preset=preset, **dict(dict(steps=2, batch=1, lr=1e-3, steps_sampled=1), **kw)), prior, prompt, weight, 'quick')
+    return make
+
+@pytest.fixture
+def said(caplog):
+    "What the user has been told so far."
+    return lambda: [r.getMessage() for r in caplog.records if r.name=='styleboost']
+
+@pytest.fixture(scope='session')
+def refused():
+    "A block that ends in a refusal: one sentence that holds the given words."
+    @contextmanager
+    def block(*words):
+        with pytest.raises(StyleboostError) as e: yield
+        text = str(e.value)
+        assert '\n' not in text and text.endswith('.') and [w for w in words if str(w) not in text]==[], text
+    return block

@@ -1,0 +1,234 @@
+"The command: what it offers, what it answers to a wrong call, and one round trip from pictures to scores."
+import contextlib, io, json, logging, os, re, signal, subprocess, sys, time, traceback
+from types import SimpleNamespace
+
+import pytest, torch
+from PIL import Image
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+from styleboost.cli import app, main
+from styleboost.images import ImageSet
+from styleboost.training import Run
+
+OPTIONS = dict(
+    demo='--style --out --quick --seed --aux',
+    train='--ref --out --aux --base --recipe --preset --method --text-encoder --no-text-encoder --token --aux-count --class-prompt --prior-weight --resolution --steps --batch --lr --min-snr --precision --checkpoint --seed --tracker --resume',
+    sample='--out --prompt --prompts --n --seed --steps --guidance --scheduler --negative',
+    score='--reference --out',
+    export='--out --to',
+    env='')
+
+def in_process(*args):
+    "Runs the command here: its exit status, and what it wrote. An error that gets through is a traceback, as it would be in a shell."
+    log, out, err, code = logging.getLogger('styleboost'), io.StringIO(), io.StringIO(), 0
+    handlers, propagate = log.handlers[:], log.propagate
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        try: main([str(a) for a in args])
+        except SystemExit as e: code = e.code or 0
+        except BaseException: code = 1; traceback.print_exc(file=err)
+        finally: log.handlers[:], log.propagate = handlers, propagate
+    return SimpleNamespace(code=code, out=out.getvalue(), err=err.getvalue())
+
+@pytest.fixture(scope='module')
+def here(tmp_path_factory, ref, aux):
+    "A folder with a `ref`, an `aux`, a folder without flags or captions, and settings that take a second."
+    f = tmp_path_factory.mktemp('cli')
+    ref.save(f/'ref'); aux.save(f/'aux'); (f/'bare').mkdir()
+    for p in ref: (f/'bare'/p.name).write_bytes(p.bytes())
+    (f/'cheap.json').write_text(json.dumps(dict(steps=2, batch=1, steps_sampled=1)))
+    (f/'prompts.tsv').write_text('prompt\tpeople\na woman\ttrue\na dog\tfalse\n')
+    return f
+
+@pytest.fixture(scope='module')
+def trained(here):
+    done = in_process('train', '--ref', here/'ref', '--aux', here/'aux', '--recipe', here/'cheap.json', '--preset', 'paper', '--prior-weight', .5, '--class-prompt', 'a photo of art', '--out', here/'run')
+    assert done.code==0, done.err
+    return SimpleNamespace(folder=here/'run', **vars(done))
+
+@pytest.fixture(scope='module')
+def drawn(here, trained):
+    done = in_process('sample', trained.folder, '--prompts', here/'prompts.tsv', '--n', 2, '--steps', 2, '--seed', 5, '--out', here/'pictures')
+    assert done.code==0, done.err
+    return SimpleNamespace(folder=here/'pictures', **vars(done))
+
+def refusal(done, *words, codes=(1,2)):
+    "One sentence on stderr, no traceback, an exit status that says so."
+    assert 'Traceback' not in done.err, done.err.splitlines()[-1]
+    assert done.code in codes
+    said = done.err.strip().splitlines()
+    assert done.code==2 or said[-1].startswith('styleboost: ') and said[-1].endswith('.')
+    assert [w for w in words if str(w) not in done.err]==[]
+
+# help
+
+@pytest.mark.parametrize('columns', [80, 200])
+@pytest.mark.parametrize('command', OPTIONS)
+def test_help_lists_every_option(command, columns):
+    done = CliRunner(env=dict(COLUMNS=str(columns), TERM='dumb', NO_COLOR='1')).invoke(app, [command, '--help'])
+    assert done.exit_code==0 and set(re.findall(r'--[a-z][a-z-]*', done.output))=={*OPTIONS[command].split(), '--help'}
+
+def test_help_lists_every_command():
+    done = CliRunner(env=dict(TERM='dumb')).invoke(app, ['--help'])
+    assert done.exit_code==0 and {*OPTIONS} <= set(re.findall(r'[a-z]+', done.output)) and '--debug' in done.output
+    assert {c.name or c.callback.__name__ for c in app.registered_commands}=={*OPTIONS}
+
+def test_every_option_says_what_it_is_for():
+    from typer.main import get_command
+    assert [(n, p.name) for n,c in get_command(app).commands.items() for p in c.params if p.name!='help' and not p.help]==[]
+
+# one round trip
+
+def test_train_says_what_it_binds_and_leaves_a_run(trained):
+    run = Run(trained.folder)
+    assert run.done and [f'{r}: {n} pictures' in trained.out for r,n in (('style',3),('prior',4))]==[True]*2 and 'weight 0.5' in trained.out and '"a photo of art"' in trained.out
+    assert {p.name for p in run.folder.iterdir()}=={'recipe.json','log.jsonl','weights','samples'} and len(ImageSet.from_folder(run.folder/'samples'))==8
+
+def test_options_go_before_the_recipe_file_and_that_before_the_preset(trained):
+    r = Run(trained.folder).recipe
+    assert (r['steps'], r['batch'], r['pairing'], r['name'], [b['weight'] for b in r['bindings']])==(2, 1, 'fixed', 'aux', [1.,.5])
+
+def test_sample_draws_each_prompt_n_times_with_its_words_and_flag(drawn):
+    found = ImageSet.from_folder(drawn.folder)
+    assert found.captions==['a woman']*2+['a dog']*2 and found.people==[True,True,False,False] and len({p.sha for p in found})==4
+    assert [p.name[-5] for p in found]==['5','6','7','8'] and '4 pictures' in drawn.out
+
+def test_sample_gives_the_same_pictures_again(here, trained, drawn, tmp_path):
+    in_process('sample', trained.folder, '--prompts', here/'prompts.tsv', '--n', 2, '--steps', 2, '--seed', 5, '--out', tmp_path/'again')
+    assert ImageSet.from_folder(tmp_path/'again').hash==ImageSet.from_folder(drawn.folder).hash
+
+def test_sample_takes_a_base_or_a_run_or_an_export(here, trained, tmp_path):
+    assert in_process('export', trained.folder, '--out', tmp_path/'model').code==0
+    for i,(model, prompt) in enumerate([('tiny', 'a dog'), (trained.folder, 'a dog'), (tmp_path/'model', 'a photo of zwx style, a dog')]):
+        assert in_process('sample', model, '--prompt', prompt, '--steps', 2, '--out', tmp_path/str(i)).code==0
+    run, model = (ImageSet.from_folder(tmp_path/i)[0].sha for i in '12')
+    assert run==model
+
+def test_score_writes_people_and_things_apart(here, drawn, tmp_path):
+    done = in_process('score', drawn.folder, '--reference', here/'ref', '--out', tmp_path/'scores.json')
+    scores = json.loads((tmp_path/'scores.json').read_text())
+    assert done.code==0 and [scores[g]['n'] for g in ('people','things','all')]==[2,2,4] and 'people_rate' in scores['people'] and 'NaN' not in (tmp_path/'scores.json').read_text()
+
+def test_score_takes_a_reference_without_flags(here, drawn, tmp_path):
+    done = in_process('score', drawn.folder, '--reference', here/'bare', '--out', tmp_path/'scores.json')
+    assert 'Traceback' not in done.err and done.code==0 and json.loads((tmp_path/'scores.json').read_text())['all']['n']==4
+
+def test_the_recipe_of_a_run_trains_the_same_run_again(here, trained, tmp_path):
+    done = in_process('train', '--ref', here/'ref', '--aux', here/'aux', '--recipe', trained.folder/'recipe.json', '--out', tmp_path/'again')
+    assert done.code==0, done.err
+    again, first = Run(tmp_path/'again'), Run(trained.folder)
+    assert again.recipe==first.recipe
+    a, b = load_file(again.weights), load_file(first.weights)
+    assert all(torch.equal(a[k], b[k]) for k in b)
+
+def test_resuming_a_finished_run_changes_nothing(here, trained):
+    before = {p: p.stat().st_mtime_ns for p in trained.folder.rglob('*')}
+    done = in_process('train', '--ref', here/'ref', '--aux', here/'aux', '--recipe', here/'cheap.json', '--preset', 'paper', '--prior-weight', .5, '--class-prompt', 'a photo of art', '--out', trained.folder, '--resume')
+    assert done.code==0 and {p: p.stat().st_mtime_ns for p in trained.folder.rglob('*')}==before
+
+@pytest.mark.parametrize('aux, prior', [('none', None), ('world:sprouts', 2), ('generated', 2)])
+def test_every_kind_of_prior_trains(here, tmp_path, monkeypatch, aux, prior):
+    from styleboost import priors
+    monkeypatch.setattr(priors, 'sample', lambda base, prompts, *a, **kw: [Image.new('RGB', (64,64), 'red')]*len(prompts))
+    done = in_process('train', '--ref', here/'ref', '--aux', aux, '--aux-count', 2, '--steps', 1, '--recipe', here/'cheap.json', '--out', tmp_path/'run')
+    assert done.code==0, done.err
+    bindings = Run(tmp_path/'run').recipe['bindings']
+    assert [len(b['images']['files']) for b in bindings]==[3, *[prior]*(prior is not None)]
+
+def test_env_names_versions_devices_and_pools():
+    done = in_process('env')
+    assert done.code==0 and all(w in done.out for w in ('torch', 'cpu', 'openmoji', 'world:people', 'world:micah'))
+
+# wrong calls
+
+WRONG = {
+    'no command': [], 'unknown command': ['paint'], 'unknown option': ['env', '--loud'], 'a missing option': ['train'], 'a missing value': ['sample', 'tiny', '--out'],
+    'a word for a number': ['sample', 'tiny', '--prompt', 'a', '--out', 'x', '--n', 'many'], 'no prompt': ['sample', 'tiny', '--out', 'x'],
+    'two prompts': ['sample', 'tiny', '--prompt', 'a', '--prompts', 'b', '--out', 'x']}
+
+@pytest.mark.parametrize('call', WRONG)
+def test_a_wrong_call_ends_with_two(call):
+    done = in_process(*WRONG[call])
+    assert done.code==2 and 'Traceback' not in done.err and 'Usage' in done.err+done.out
+
+TRAIN = ['train', '--ref', '{here}/ref', '--aux', '{here}/aux', '--recipe', '{here}/cheap.json', '--out', '{tmp}/out']
+SAMPLE = ['sample', 'tiny', '--prompt', 'a dog', '--steps', '1', '--out', '{tmp}/out']
+BAD = {
+    'a missing ref': (['train', '--ref', '{tmp}/gone', '--aux', 'none', '--out', '{tmp}/out'], 'gone'),
+    'a missing aux': (['train', '--ref', '{here}/ref', '--aux', '{tmp}/gone', '--out', '{tmp}/out'], 'gone'),
+    'an unknown pool': (['train', '--ref', '{here}/ref', '--aux', 'world:gone', '--out', '{tmp}/out'], 'gone'),
+    'a missing base': ([*TRAIN, '--base', '{tmp}/gone'], 'gone'),
+    'an unknown preset': ([*TRAIN, '--preset', 'gone'], 'gone'),
+    'an unknown method': ([*TRAIN, '--method', 'gone'], 'gone'),
+    'an unknown precision': ([*TRAIN, '--precision', 'gone'], 'gone'),
+    'an unknown tracker': ([*TRAIN, '--tracker', 'gone'], 'gone'),
+    'a token of two words': ([*TRAIN, '--token', 'two words'], 'two words'),
+    'an empty token': ([*TRAIN, '--token', ''], 'token'),
+    'too few aux': ([*TRAIN, '--aux-count', '9'], '9'),
+    'an aux-count of nought': ([*TRAIN, '--aux-count', '0'], '0'),
+    'a generated aux-count of nought': (['train', '--ref', '{here}/ref', '--aux', 'generated', '--aux-count', '0', '--out', '{tmp}/out'], '0'),
+    'no steps': ([*TRAIN, '--steps', '0'], '0'),
+    'an empty batch': ([*TRAIN, '--batch', '0'], '0'),
+    'a negative rate': ([*TRAIN, '--lr', '-1'], '-1'),
+    'no steps between checkpoints': ([*TRAIN, '--checkpoint', '0'], '0'),
+    'an odd resolution': ([*TRAIN, '--resolution', '63'], '63'),
+    'a negative weight': ([*TRAIN, '--prior-weight', '-1'], '-1'),
+    'a min-snr of nought': ([*TRAIN, '--min-snr', '0'], '0'),
+    'a missing recipe': ([*TRAIN[:-4], '--recipe', '{tmp}/gone.json', '--out', '{tmp}/out'], 'gone.json'),
+    'a recipe that is no JSON': ([*TRAIN[:-4], '--recipe', '{tmp}/words.txt', '--out', '{tmp}/out'], 'words.txt'),
+    'a recipe that is a list': ([*TRAIN[:-4], '--recipe', '{tmp}/list.json', '--out', '{tmp}/out'], 'list.json'),
+    'a recipe with a word for a number': ([*TRAIN[:-4], '--recipe', '{tmp}/typo.json', '--out', '{tmp}/out'], 'steps'),
+    'an out that is a file': ([*TRAIN[:-2], '--out', '{tmp}/words.txt'], 'words.txt'),
+    'an out that holds something': ([*TRAIN[:-2], '--out', '{here}'], '{here}'),
+    'an out that holds a run': ([*TRAIN[:-2], '--out', '{here}/run'], 'run'),
+    'no such model': (['sample', '{tmp}/gone', '--prompt', 'a', '--out', '{tmp}/out'], 'gone'),
+    'pictures into a full folder': ([*SAMPLE[:-2], '--out', '{here}/ref'], 'ref'),
+    'pictures into a file': ([*SAMPLE[:-2], '--out', '{tmp}/words.txt'], 'words.txt'),
+    'no pictures': ([*SAMPLE, '--n', '0'], '0'),
+    'no sampler steps': ([*SAMPLE, '--steps', '0'], '0'),
+    'an unknown scheduler': ([*SAMPLE, '--scheduler', 'gone'], 'gone'),
+    'missing prompts': (['sample', 'tiny', '--prompts', '{tmp}/gone.txt', '--out', '{tmp}/out'], 'gone.txt'),
+    'prompts without rows': (['sample', 'tiny', '--prompts', '{tmp}/head.tsv', '--out', '{tmp}/out'], 'head.tsv'),
+    'scores of nothing': (['score', '{tmp}/gone', '--reference', '{here}/ref'], 'gone'),
+    'scores against nothing': (['score', '{here}/ref', '--reference', '{tmp}/gone'], 'gone'),
+    'an export of nothing': (['export', '{tmp}/gone', '--out', '{tmp}/out'], 'gone'),
+    'an export to an unknown layout': (['export', '{here}/run', '--to', 'gone', '--out', '{tmp}/out'], 'gone'),
+    'an export into a file': (['export', '{here}/run', '--out', '{tmp}/words.txt'], 'words.txt'),
+    'a demo of an unknown style': (['demo', '--style', 'gone', '--out', '{tmp}/out'], 'gone'),
+    'a demo with an unknown pool': (['demo', '--aux', 'gone', '--out', '{tmp}/out'], 'gone')}
+
+@pytest.mark.parametrize('what', BAD)
+def test_a_mistake_ends_in_one_sentence_and_leaves_no_output(here, trained, tmp_path, what):
+    (tmp_path/'words.txt').write_text('words'); (tmp_path/'list.json').write_text('[1]'); (tmp_path/'head.tsv').write_text('prompt\tpeople\n')
+    (tmp_path/'typo.json').write_text('{"steps": "many"}')
+    fill = lambda text: text.format(here=here, tmp=tmp_path)
+    args, word = BAD[what]
+    refusal(in_process(*map(fill, args)), fill(word))
+    assert not (tmp_path/'out').exists() and (tmp_path/'words.txt').read_text()=='words'
+
+# as a process
+
+def process(*args, cwd, **kw):
+    return subprocess.run([sys.executable, '-m', 'styleboost.cli', *map(str, args)], cwd=cwd, capture_output=True, text=True, timeout=200, **kw)
+
+def test_a_mistake_is_one_line_and_a_status_and_with_debug_a_traceback(tmp_path):
+    plain = process('sample', 'nowhere', '--prompt', 'a', '--out', 'x', cwd=tmp_path)
+    assert plain.returncode==1 and 'Traceback' not in plain.stderr and plain.stderr.strip().splitlines()[-1].startswith('styleboost: nowhere') and not plain.stdout
+    debug = process('--debug', 'sample', 'nowhere', '--prompt', 'a', '--out', 'x', cwd=tmp_path)
+    assert debug.returncode==1 and 'Traceback' in debug.stderr and 'StyleboostError: nowhere' in debug.stderr
+
+def test_it_works_from_anywhere_without_a_home(tmp_path):
+    done = process('env', cwd=tmp_path, env=dict(os.environ, HOME=str(tmp_path/'nobody'), COLUMNS='200'))
+    assert done.returncode==0 and 'tiny base' in done.stdout and not list(tmp_path.iterdir())
+
+def test_control_c_keeps_the_work_and_says_so(here, tmp_path):
+    p = subprocess.Popen([sys.executable, '-m', 'styleboost.cli', 'train', '--ref', here/'ref', '--aux', 'none', '--recipe', here/'cheap.json', '--steps', '5000', '--checkpoint', '5000', '--out', 'run'],
+        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    end = time.time()+200
+    while not (tmp_path/'run'/'log.jsonl').exists() and p.poll() is None and time.time()<end: time.sleep(.05)
+    p.send_signal(signal.SIGINT)
+    out, err = p.communicate(timeout=60)
+    run = Run(tmp_path/'run')
+    assert p.returncode in (1, 130) and 'Traceback' not in err
+    assert run.checkpoint and json.loads((run.checkpoint/'state.json').read_text())['step']>=10
+    assert re.search(r'Stopped after \d+ of 5000 steps; resume to go on\.', err)

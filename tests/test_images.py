@@ -1,0 +1,259 @@
+"A folder of anything: what can be read is read and upright, the rest is named with its reason, and nothing on disk is touched."
+import io, json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from hypothesis import given, strategies as st
+from PIL import Image
+
+from styleboost import images
+from styleboost.images import ImageSet, Picture, StyleboostError
+
+TEAL, RED = (0,128,128), (255,0,0)
+
+def encoded(im=None, kind='PNG', **kw):
+    b = io.BytesIO(); (im or Image.new('RGB', (16,16), TEAL)).save(b, kind, **kw); return b.getvalue()
+
+def opened(folder, name): return {p.name: p for p in ImageSet.from_folder(folder)}[name].open()
+
+def near(a, b, by=6): return all(abs(x-y)<=by for x,y in zip(a, b, strict=True))
+
+def state(folder): return {p.relative_to(folder).as_posix(): (p.lstat().st_mtime_ns, p.read_bytes() if p.is_file() else None) for p in sorted(folder.rglob('*'))}
+
+@pytest.fixture
+def folder(tmp_path):
+    "A folder with one good picture."
+    f = tmp_path/'pictures'; f.mkdir()
+    (f/'good.png').write_bytes(encoded())
+    return f
+
+@pytest.fixture
+def unreadable(monkeypatch):
+    "Makes one path unreadable, for root too."
+    def make(path):
+        for name in ('read_bytes','read_text','iterdir','open'):
+            def closed(self, *args, real=getattr(Path, name), **kw):
+                if self==path: raise PermissionError(13, 'Permission denied', str(self))
+                return real(self, *args, **kw)
+            monkeypatch.setattr(Path, name, closed)
+    return make
+
+# what cannot be read
+
+noise = Image.effect_noise((64,64), 90)
+UNREADABLE = {
+    'cut.png': encoded(noise)[:900], 'cut.jpg': encoded(noise, 'JPEG')[:900], 'cut.webp': encoded(noise, 'WEBP')[:500], 'cut.gif': encoded(noise, 'GIF')[:900],
+    'empty.jpg': b'', 'words.png': b'these are words, not a picture', 'notes.pdf': b'%PDF-1.7', 'no-ending': b'x', 'Thumbs.db': b'\xd0\xcf\x11\xe0', '.DS_Store': b'\0\0\0\1Bud1'}
+
+@pytest.mark.parametrize('name', UNREADABLE)
+def test_an_unreadable_file_is_named_and_left_where_it_is(folder, said, name):
+    (folder/name).write_bytes(UNREADABLE[name])
+    before = state(folder)
+    found = ImageSet.from_folder(folder)
+    assert [p.name for p in found]==['good.png'] and [n for n,_ in found.skipped]==[name]
+    assert [m for m in said() if name in m and '\n' not in m]==said() and len(said())==1
+    assert state(folder)==before
+
+def test_the_folder_that_jupyter_makes_is_named_and_not_entered(folder, said):
+    inner = folder/'.ipynb_checkpoints'; inner.mkdir(); (inner/'good-checkpoint.png').write_bytes(encoded())
+    assert len(ImageSet.from_folder(folder))==1 and any('.ipynb_checkpoints' in m for m in said())
+    assert (inner/'good-checkpoint.png').exists()
+
+@pytest.mark.parametrize('limit', ['ours', 'Pillow\'s'])
+def test_a_decompression_bomb_is_refused_before_it_is_decoded(folder, said, monkeypatch, limit):
+    (folder/'bomb.png').write_bytes(encoded(Image.new('L', (100,100))))
+    if limit=='ours': monkeypatch.setattr(images, 'BOMB', 1000)
+    else: monkeypatch.setattr(Image, 'MAX_IMAGE_PIXELS', 1000)
+    monkeypatch.setattr(Image.Image, 'load', lambda self, real=Image.Image.load: real(self) if self.size==(16,16) else pytest.fail('decoded'))
+    assert [n for n,_ in ImageSet.from_folder(folder).skipped]==['bomb.png']
+    assert 'bomb.png' in said()[0] and 'smaller' in said()[0]
+
+def test_a_file_that_may_not_be_read_is_named(folder, said, unreadable):
+    (folder/'secret.png').write_bytes(encoded()); unreadable(folder/'secret.png')
+    assert len(ImageSet.from_folder(folder))==1 and 'secret.png' in said()[0] and 'Permission' in said()[0]
+
+def test_a_link_to_nothing_is_named(folder, said):
+    (folder/'moved.png').symlink_to(folder/'elsewhere.png')
+    assert len(ImageSet.from_folder(folder))==1 and 'moved.png' in said()[0]
+
+def test_a_missing_folder_is_refused(tmp_path, refused):
+    with refused(tmp_path/'nowhere', 'does not exist'): ImageSet.from_folder(tmp_path/'nowhere')
+
+def test_a_file_in_place_of_a_folder_is_refused(folder, refused):
+    with refused('good.png', 'is a file'): ImageSet.from_folder(folder/'good.png')
+
+def test_a_folder_that_may_not_be_read_is_refused(folder, refused, unreadable):
+    unreadable(folder)
+    with refused(folder): ImageSet.from_folder(folder)
+
+def test_an_empty_folder_is_refused(tmp_path, refused):
+    with refused(tmp_path, 'no readable picture'): ImageSet.from_folder(tmp_path)
+
+def test_a_folder_with_nothing_readable_is_refused_and_each_file_named(tmp_path, refused, said):
+    for n in ('a.png','b.jpg'): (tmp_path/n).write_bytes(b'')
+    (tmp_path/'more').mkdir(); (tmp_path/'more'/'c.png').write_bytes(encoded())
+    with refused(tmp_path, '3 files'): ImageSet.from_folder(tmp_path)
+    assert all(any(n in m for m in said()) for n in ('a.png','b.jpg','more'))
+
+def test_a_picture_that_vanishes_later_is_named(folder, refused):
+    found = ImageSet.from_folder(folder); (folder/'good.png').unlink()
+    with refused('good.png'): found.images()
+
+# what is read in another form
+
+def test_cmyk_becomes_rgb_and_that_is_said(folder, said):
+    (folder/'print.jpg').write_bytes(encoded(Image.new('CMYK', (16,16), (0,255,255,0)), 'JPEG', quality=95))
+    assert near(opened(folder, 'print.jpg').getpixel((8,8)), RED, 8)
+    assert 'CMYK' in said()[0] and 'print.jpg' in said()[0]
+
+@pytest.mark.parametrize('value', [0, 255, 256, 32768, 65535])
+def test_sixteen_bits_are_scaled_not_cut(folder, said, value):
+    (folder/'scan.png').write_bytes(encoded(Image.new('I;16', (16,16), value)))
+    assert near(opened(folder, 'scan.png').getpixel((8,8)), (value/257,)*3, 1)
+    assert '16-bit' in said()[0] and 'scan.png' in said()[0]
+
+def test_sixteen_bits_with_a_transparent_grey_are_read(folder):
+    (folder/'scan.png').write_bytes(encoded(Image.new('I;16', (16,16), 40000), transparency=40000))
+    assert [p.name for p in ImageSet.from_folder(folder)]==['good.png','scan.png']
+
+def test_a_palette_without_transparency_keeps_its_colours_and_needs_no_word(folder, said):
+    (folder/'flat.png').write_bytes(encoded(Image.new('RGB', (16,16), RED).quantize(4)))
+    assert near(opened(folder, 'flat.png').getpixel((8,8)), RED) and not said()
+
+@pytest.mark.parametrize('kind', ['PNG', 'GIF'])
+def test_a_palette_with_transparency_lies_on_white_and_that_is_said(folder, said, kind):
+    im = Image.new('RGB', (16,16), RED); im.paste(TEAL, (0,0,8,16)); im = im.quantize(2)
+    (folder/f'hole.{kind.lower()}').write_bytes(encoded(im, kind, transparency=im.getpixel((0,0))))
+    got = opened(folder, f'hole.{kind.lower()}')
+    assert got.getpixel((2,2))==(255,255,255) and near(got.getpixel((12,2)), RED)
+    assert 'transparency' in said()[0] and f'hole.{kind.lower()}' in said()[0]
+
+@pytest.mark.parametrize('kind', ['GIF', 'WEBP', 'PNG'])
+def test_an_animation_gives_its_first_frame_and_that_is_said(folder, said, kind):
+    name = f'moves.{kind.lower()}'
+    (folder/name).write_bytes(encoded(Image.new('RGB', (16,16), RED), kind, save_all=True, append_images=[Image.new('RGB', (16,16), c) for c in (TEAL,'white')], lossless=True))
+    assert near(opened(folder, name).getpixel((8,8)), RED)
+    assert 'first frame' in said()[0] and name in said()[0]
+
+LAID = {1: None, 2: Image.Transpose.FLIP_LEFT_RIGHT, 3: Image.Transpose.ROTATE_180, 4: Image.Transpose.FLIP_TOP_BOTTOM,
+        5: Image.Transpose.TRANSPOSE, 6: Image.Transpose.ROTATE_90, 7: Image.Transpose.TRANSVERSE, 8: Image.Transpose.ROTATE_270}
+
+@pytest.mark.parametrize('kind', ['JPEG', 'PNG', 'WEBP'])
+@pytest.mark.parametrize('orientation', LAID)
+def test_exif_orientation_ends_upright(folder, said, orientation, kind):
+    im = Image.new('RGB', (64,32), 'white'); im.paste(RED, (0,0,32,16)); im.paste(TEAL, (32,16,64,32))
+    exif = Image.Exif(); exif[0x0112] = orientation
+    (folder/f'phone.{kind.lower()}').write_bytes(encoded(im if orientation==1 else im.transpose(LAID[orientation]), kind, exif=exif.tobytes(), quality=95))
+    got = opened(folder, f'phone.{kind.lower()}')
+    assert got.size==(64,32) and near(got.getpixel((4,4)), RED, 12) and near(got.getpixel((60,28)), TEAL, 12) and near(got.getpixel((60,4)), (255,)*3, 12)
+    assert [f'phone.{kind.lower()}' in m for m in said()]==[True]*(orientation>1)
+
+@pytest.mark.filterwarnings('ignore:Corrupt EXIF')
+def test_garbled_exif_does_not_stop_the_folder(folder):
+    (folder/'camera.jpg').write_bytes(encoded(Image.new('RGB', (16,16)), 'JPEG', exif=b'Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12\0\x03\xff\xff\xff\xff'))
+    assert 'good.png' in [p.name for p in ImageSet.from_folder(folder)]
+
+# captions
+
+def test_a_caption_for_no_picture_is_named(folder, said):
+    (folder/'good.txt').write_text('kept'); (folder/'gone.txt').write_text('a ghost')
+    assert ImageSet.from_folder(folder).captions==['kept'] and ['gone.txt' in m for m in said()]==[True]
+
+def test_two_pictures_of_one_stem_share_their_caption(folder):
+    (folder/'good.jpg').write_bytes(encoded(kind='JPEG')); (folder/'good.txt').write_text('both')
+    found = ImageSet.from_folder(folder)
+    assert [(p.name, p.caption) for p in found]==[('good.jpg','both'), ('good.png','both')]
+
+def test_endings_in_capitals_are_pictures_too(folder):
+    (folder/'HOLIDAY.JPG').write_bytes(encoded(kind='JPEG')); (folder/'Scan.Png').write_bytes(encoded())
+    assert [p.name for p in ImageSet.from_folder(folder)]==['HOLIDAY.JPG','Scan.Png','good.png']
+
+def test_a_caption_with_its_ending_in_capitals_is_read_or_named(folder, said):
+    (folder/'good.TXT').write_text('a caption')
+    assert ImageSet.from_folder(folder).captions==['a caption'] or any('good.TXT' in m for m in said())
+
+def test_metadata_goes_before_a_caption_file(folder):
+    (folder/'good.txt').write_text('old'); (folder/'metadata.jsonl').write_text(json.dumps(dict(file_name='good.png', text='new', people=False))+'\n\n')
+    p, = ImageSet.from_folder(folder)
+    assert (p.caption, p.people)==('new', False)
+
+@pytest.mark.parametrize('line', ['{"file_name": "good.png"', '["good.png"]', '"good.png"', '7', 'null', '{"text": "no name"}', '{"file_name": ["good.png"]}'])
+def test_a_broken_line_of_metadata_is_named_by_its_number(folder, refused, line):
+    (folder/'metadata.jsonl').write_text('{"file_name": "good.png", "text": "fine"}\n'+line+'\n')
+    with refused('metadata.jsonl', 'line 2'): ImageSet.from_folder(folder)
+
+def test_metadata_in_another_encoding_is_refused(folder, refused):
+    (folder/'metadata.jsonl').write_bytes('{"file_name": "good.png", "text": "café"}'.encode('latin-1'))
+    with refused('metadata.jsonl'): ImageSet.from_folder(folder)
+
+@pytest.mark.parametrize('row', [dict(text=5), dict(text=['a','b']), dict(people='yes'), dict(people=1)])
+def test_metadata_of_a_wrong_type_is_refused_or_understood(folder, row):
+    (folder/'metadata.jsonl').write_text(json.dumps(dict(row, file_name='good.png')))
+    try: p, = ImageSet.from_folder(folder)
+    except StyleboostError as e: assert 'metadata.jsonl' in str(e)
+    else: assert isinstance(p.caption, str) and (p.people is None or isinstance(p.people, bool))
+
+def test_metadata_for_a_missing_picture_is_named(folder, said):
+    (folder/'metadata.jsonl').write_text('{"file_name": "gone.png", "text": "a ghost"}\n')
+    assert ImageSet.from_folder(folder).captions==[''] and ['gone.png' in m for m in said()]==[True]
+
+def test_a_caption_in_another_encoding_is_said(folder, said):
+    (folder/'good.txt').write_bytes('ein Mädchen'.encode('latin-1'))
+    assert ImageSet.from_folder(folder)[0].caption.startswith('ein M') and any('good.txt' in m for m in said())
+
+def test_a_byte_order_mark_is_no_part_of_a_caption(folder):
+    (folder/'good.txt').write_text('a teal square', 'utf-8-sig')
+    assert ImageSet.from_folder(folder).captions==['a teal square']
+
+def test_a_caption_that_may_not_be_read_is_named(folder, said, unreadable):
+    (folder/'good.txt').write_text('secret'); unreadable(folder/'good.txt')
+    try: ImageSet.from_folder(folder)
+    except StyleboostError as e: assert 'good.txt' in str(e)
+    else: assert any('good.txt' in m for m in said())
+
+# sets
+
+@given(st.lists(st.from_regex(r'[A-Za-z0-9_-]{1,8}\.(png|PNG)', fullmatch=True), min_size=1, max_size=6, unique=True))
+def test_pictures_come_in_sorted_order(tmp_path_factory, names):
+    folder = tmp_path_factory.mktemp('order')
+    for n in names: (folder/n).write_bytes(encoded())
+    assert [p.name for p in ImageSet.from_folder(folder)]==sorted(names)
+
+@given(st.lists(st.binary(min_size=1, max_size=30), min_size=1, max_size=4), st.data())
+def test_one_changed_byte_changes_the_hash(contents, data):
+    found = ImageSet([Picture(f'{i}.png', data=b) for i,b in enumerate(contents)])
+    which = data.draw(st.integers(0, len(contents)-1)); at = data.draw(st.integers(0, len(contents[which])-1))
+    other = bytearray(contents[which]); other[at] ^= data.draw(st.integers(1, 255))
+    assert ImageSet([replace(p, data=bytes(other)) if i==which else p for i,p in enumerate(found)]).hash!=found.hash
+
+def test_a_file_changed_on_disk_changes_the_hash(folder):
+    found = ImageSet.from_folder(folder); before = found.hash
+    (folder/'good.png').write_bytes(encoded(compress_level=1)+b'\0')
+    assert found.hash!=before
+
+def test_a_changed_caption_or_order_changes_the_hash(ref):
+    assert len({ref.hash, ref[::-1].hash, ImageSet([replace(p, caption=p.caption+'.') for p in ref]).hash})==3
+
+def test_saving_does_not_write_into_a_folder_that_holds_something(folder, ref, refused):
+    before = state(folder)
+    with refused(folder, 'not empty'): ref.save(folder)
+    assert state(folder)==before
+
+def test_saving_over_a_file_is_refused(folder, ref, refused):
+    with refused('good.png'): ref.save(folder/'good.png')
+
+def test_saved_and_read_again_a_set_is_the_same(folder, tmp_path):
+    for i in range(12): (folder/f'{i}.jpg').write_bytes(encoded(kind='JPEG', quality=30+i)); (folder/f'{i}.txt').write_text(f'no. {i}')
+    found = ImageSet.from_folder(folder)
+    again = ImageSet.from_folder(found.save(tmp_path/'copy'))
+    assert (again.hash, again.skipped)==(found.hash, ())
+
+def test_a_draw_gives_different_pictures_and_the_same_ones_again(aux):
+    for seed in range(5):
+        drawn = aux.sample(3, seed)
+        assert len({p.name for p in drawn})==3 and drawn.hash==aux.sample(3, seed).hash
+
+@pytest.mark.parametrize('k', [5, -1])
+def test_a_draw_of_more_than_there_are_or_less_than_none_is_refused(aux, refused, k):
+    with refused('aux', k): aux.sample(k)

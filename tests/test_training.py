@@ -1,0 +1,463 @@
+"The loop: nothing is lost, nothing is silent, the same recipe and seed give the same run, and only what is named moves."
+import functools, hashlib, json, os, signal, subprocess, sys, time
+from dataclasses import replace
+
+import diffusers, numpy as np, pytest, torch
+from hypothesis import given, strategies as st
+from PIL import Image
+from safetensors.torch import load_file
+from transformers import CLIPTextModel
+
+from styleboost import training
+from styleboost.base import load_base
+from styleboost.images import ImageSet, Picture, StyleboostError, png
+from styleboost.recipes import Binding, Generated, no_prior, with_prior
+from styleboost.sampling import sample
+from styleboost.training import Batches, Run, cache_moments, order, step_losses, train
+
+class Killed(BaseException):
+    "Ends the process as far as the code can tell: nothing catches it."
+
+@pytest.fixture
+def go(base, tmp_path):
+    "Trains into a folder of this test, by name."
+    def go(recipe, name='run', **kw): return train(recipe, tmp_path/name, **dict(dict(base=base, progress=False, every=1, device='cpu'), **kw))
+    return go
+
+def digests(state): return {k: hashlib.sha256(v.contiguous().numpy().tobytes()).hexdigest()[:8] for k,v in state.items()}
+
+def tuned(run): return digests(load_file(run.weights))
+
+def timeless(run): return [{k:v for k,v in line.items() if k!='seconds'} for line in run.log]
+
+def raiser(error, at):
+    "A `watch` that raises at a step."
+    def watch(line):
+        if line['step']==at: raise error
+    return watch
+
+# the order of pictures
+
+@given(st.integers(1, 30), st.integers(1, 8), st.integers(0, 2**32), st.integers(0, 9), st.integers(0, 3))
+def test_each_epoch_shows_each_picture_once(n, batch, seed, epoch, stream):
+    row = [i for step in range(epoch*n//batch, ((epoch+1)*n-1)//batch+1) for i in order(n, batch, seed, step, stream)]
+    start = epoch*n-epoch*n//batch*batch
+    assert sorted(row[start:start+n])==list(range(n))
+
+@given(st.integers(1, 30), st.integers(1, 8), st.integers(0, 2**32), st.integers(0, 3))
+def test_the_row_of_pictures_does_not_depend_on_the_batch(n, batch, seed, stream):
+    assert [i for s in range(8) for i in order(n, batch, seed, s, stream)]==[order(n, 1, seed, p, stream)[0] for p in range(8*batch)]
+
+@given(st.integers(0, 2**32), st.integers(0, 5), st.integers(0, 5))
+def test_seeds_streams_and_epochs_are_shuffled_apart(seed, stream, epoch):
+    at = lambda seed, stream, epoch: tuple(order(30, 30, seed, epoch, stream))
+    assert len({at(seed, stream, epoch), at(seed+1, stream, epoch), at(seed, stream+1, epoch), at(seed, stream, epoch+1)})==4
+
+def test_fixed_pairs_stay_together(base, quick, aux):
+    b = Batches(base, quick(pairing='fixed', batch=1, resolution=64, ref=aux, prior=aux[:3]), 0, 'cpu')
+    pairs = {tuple(i[0] for i in b.pictures(s)) for s in range(24)}
+    assert pairs=={(0,0),(1,1),(2,2),(3,0)}
+
+def test_fixed_pairs_leave_no_auxiliary_picture_out(base, quick):
+    "With more auxiliary pictures than references, as in the paper, the references repeat."
+    b = Batches(base, quick(pairing='fixed', batch=1, resolution=64), 0, 'cpu')
+    pairs = {tuple(i[0] for i in b.pictures(s)) for s in range(24)}
+    assert {a for _,a in pairs}=={0,1,2,3} and len(pairs)==4
+
+def test_fixed_pairs_of_two_equal_sets_are_i_with_i(base, quick, ref):
+    b = Batches(base, quick(ref, pairing='fixed', batch=2, resolution=64), 0, 'cpu')
+    assert all(r==a for s in range(6) for r,a in [b.pictures(s)])
+
+def test_independent_pairs_change_from_epoch_to_epoch(base, quick):
+    b = Batches(base, quick(batch=1, resolution=64), 0, 'cpu')
+    assert len({tuple(i[0] for i in b.pictures(s)) for s in range(36)})>6
+
+def test_the_first_binding_sees_the_same_pictures_whatever_the_prior(base, quick, ref):
+    with_, without = (Batches(base, quick(p, batch=2, resolution=64), 5, 'cpu') for p in (ref, None))
+    assert all(with_.pictures(s)[0]==without.pictures(s)[0] for s in range(6))
+
+def test_each_picture_keeps_its_own_caption(base, quick, ref):
+    b = Batches(base, quick(batch=3, resolution=64), 0, 'cpu')
+    for s in range(4):
+        names, which = b.files(s), b(s)[3]
+        assert [b.prompts[i] for i in which]==[f'a photo of zwx style, a picture of {n.removesuffix(".png")}' for n in names[:3]]+['a photo of style']*3
+
+# the same numbers
+
+@pytest.fixture(scope='module')
+def straight(base, quick, tmp_path_factory):
+    "Four steps without an interruption, a checkpoint after two."
+    return train(quick(steps=4, checkpoint=2), tmp_path_factory.mktemp('straight')/'run', base=base, progress=False, every=1, device='cpu')
+
+def test_the_same_recipe_and_seed_give_the_same_weights_and_log(straight, go, quick):
+    again = go(quick(steps=4, checkpoint=2))
+    assert tuned(again)==tuned(straight)
+    assert timeless(again)==timeless(straight)
+
+def test_how_often_is_logged_or_kept_does_not_change_the_weights(straight, go, quick):
+    assert tuned(go(quick(steps=4, checkpoint=3), every=3))==tuned(straight)
+
+def test_another_seed_gives_other_weights(straight, go, quick): assert tuned(go(quick(steps=4, checkpoint=2), seed=1))!=tuned(straight)
+
+def test_the_callers_random_numbers_neither_matter_nor_move(straight, go, quick):
+    torch.manual_seed(77); want = torch.rand(2); torch.manual_seed(77)
+    run = go(quick(steps=4, checkpoint=2))
+    assert tuned(run)==tuned(straight) and torch.equal(torch.rand(2), want)
+
+# nothing is lost
+
+def resumed_is_straight(straight, go, quick, **kw):
+    run = go(quick(steps=4, checkpoint=2), resume=True, **kw)
+    assert run.done
+    assert tuned(run)==tuned(straight)
+    assert timeless(run)==timeless(straight)
+
+@pytest.mark.parametrize('step', [1, 2, 3])
+def test_interrupted_and_resumed_is_uninterrupted(straight, go, quick, said, step):
+    with pytest.raises(KeyboardInterrupt): go(quick(steps=4, checkpoint=2), watch=raiser(KeyboardInterrupt, step))
+    assert any(f'{step} of 4' in m for m in said())
+    resumed_is_straight(straight, go, quick)
+
+@pytest.mark.parametrize('step', [1, 2, 3])
+def test_killed_and_resumed_is_uninterrupted(straight, go, quick, step):
+    with pytest.raises(Killed): go(quick(steps=4, checkpoint=2), watch=raiser(Killed, step))
+    resumed_is_straight(straight, go, quick)
+
+@pytest.mark.parametrize('nth', [1, 2, 3])
+def test_killed_while_writing_and_resumed_is_uninterrupted(straight, go, quick, monkeypatch, nth):
+    "The first two files are the checkpoint's weights and optimiser, the third the run's weights."
+    with monkeypatch.context() as m:
+        count = []
+        def half(tensors, path, *args):
+            count.append(path)
+            if len(count)==nth: path.write_bytes(b'half'); raise Killed
+            return training_save(tensors, path, *args)
+        training_save = training.save_file
+        m.setattr(training, 'save_file', half)
+        with pytest.raises(Killed): go(quick(steps=4, checkpoint=2))
+    resumed_is_straight(straight, go, quick)
+
+@pytest.mark.parametrize('nth', [2, 3])
+@pytest.mark.parametrize('moment', ['step', 'zero_grad'])
+def test_interrupted_in_the_middle_of_a_step_and_resumed_is_uninterrupted(straight, go, quick, monkeypatch, moment, nth):
+    with monkeypatch.context() as m:
+        count = []
+        real = getattr(torch.optim.AdamW, moment)
+        @functools.wraps(real)
+        def interrupted(self, *args, **kw):
+            out = real(self, *args, **kw); count.append(0)
+            if len(count)==nth: raise KeyboardInterrupt
+            return out
+        m.setattr(torch.optim.AdamW, moment, interrupted)
+        with pytest.raises(KeyboardInterrupt): go(quick(steps=4, checkpoint=2))
+    resumed_is_straight(straight, go, quick)
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, Killed])
+def test_a_line_of_the_log_is_the_same_when_a_checkpoint_falls_inside_it(go, quick, error):
+    whole = go(quick(steps=4, checkpoint=1), 'whole', every=4)
+    count = []
+    def stop(*args, real=training.step_losses):
+        count.append(0)
+        if len(count)==3: raise error
+        return real(*args)
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(training, 'step_losses', stop)
+        with pytest.raises(error): go(quick(steps=4, checkpoint=1), every=4)
+    assert timeless(go(quick(steps=4, checkpoint=1), every=4, resume=True))==timeless(whole)
+
+@pytest.fixture
+def rates(monkeypatch):
+    "The learning rate of each step that was taken."
+    seen, real = [], torch.optim.AdamW.step
+    @functools.wraps(real)
+    def step(self, *args, **kw): seen.append(self.param_groups[0]['lr']); return real(self, *args, **kw)
+    monkeypatch.setattr(torch.optim.AdamW, 'step', step)
+    return seen
+
+@pytest.mark.parametrize('schedule, want', [('constant', [1,1,1,1]), ('constant_with_warmup', [0,.5,1,1]), ('linear', [0,.5,1,.5]), ('cosine', [0,.5,1,.5])])
+def test_the_rate_follows_the_schedule_and_its_warmup(go, quick, rates, schedule, want):
+    go(quick(steps=4, lr=1e-3, lr_schedule=schedule, warmup=2 if schedule!='constant' else 0))
+    assert rates==pytest.approx([1e-3*w for w in want])
+
+def test_a_schedule_goes_on_where_it_was(go, quick, rates):
+    r = quick(steps=4, checkpoint=2, lr_schedule='linear', warmup=1)
+    whole, straight = go(r, 'whole'), rates.copy(); rates.clear()
+    with pytest.raises(Killed): go(r, watch=raiser(Killed, 3))
+    rates.clear(); resumed = go(r, resume=True)
+    assert rates==straight[2:] and tuned(resumed)==tuned(whole)
+
+def test_stopped_by_the_watcher_it_keeps_its_work(straight, go, quick):
+    run = go(quick(steps=4, checkpoint=100), watch=lambda line: line['step']==3)
+    assert not run.done and run.checkpoint.name=='step-000003' and len(run.log)==3
+    assert tuned(go(quick(steps=4, checkpoint=100), resume=True))==tuned(straight)
+
+def test_a_finished_run_is_opened_not_trained_again(straight, base, quick):
+    before = straight.weights.stat().st_mtime_ns
+    again = train(quick(steps=4, checkpoint=2), straight.folder, base=base, resume=True, progress=False, watch=raiser(Killed, 1))
+    assert again.done and again.weights.stat().st_mtime_ns==before
+
+def test_killed_for_good_and_resumed_by_the_command_is_uninterrupted(tmp_path, ref, aux):
+    ref.save(tmp_path/'ref'); aux.save(tmp_path/'aux')
+    (tmp_path/'cheap.json').write_text(json.dumps(dict(steps=20, checkpoint=10, batch=1, steps_sampled=1)))
+    call = lambda *more: subprocess.Popen([sys.executable, '-m', 'styleboost.cli', 'train', '--ref', 'ref', '--aux', 'aux', '--recipe', 'cheap.json', '--out', 'killed', *more],
+        cwd=tmp_path, env=dict(os.environ, OMP_NUM_THREADS=str(torch.get_num_threads())), stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL)
+    p, end = call(), time.time()+200
+    while not any((tmp_path/'killed').glob('checkpoints/step-*')) and p.poll() is None and time.time()<end: time.sleep(.02)
+    p.kill()
+    assert p.wait()==-signal.SIGKILL and not Run(tmp_path/'killed').done
+    assert call('--resume').wait(200)==0
+    r = with_prior(no_prior(ImageSet.from_folder(tmp_path/'ref'), steps=20, checkpoint=10, batch=1, steps_sampled=1), ImageSet.from_folder(tmp_path/'aux'), name='aux')
+    whole, killed = train(r, tmp_path/'whole', progress=False, device='cpu'), Run(tmp_path/'killed')
+    assert killed.recipe==whole.recipe
+    assert tuned(killed)==tuned(whole)
+    assert timeless(killed)==timeless(whole)
+
+# only what is named moves
+
+def test_the_base_that_was_given_is_unchanged(go, quick, base):
+    state = lambda: {p: digests(getattr(base, p).state_dict()) for p in ('unet','text_encoder','vae')}
+    before = state(); go(quick())
+    assert state()==before and not any(p.requires_grad for m in (base.unet, base.text_encoder, base.vae) for p in m.parameters())
+
+@pytest.mark.parametrize('text', [True, False])
+def test_only_the_named_parts_move(go, quick, base, text):
+    run = go(quick(text_encoder=text)); model = run.model()
+    moved = {p: digests(getattr(model, p).state_dict())!=digests(getattr(base, p).state_dict()) for p in ('unet','text_encoder','vae')}
+    assert moved==dict(unet=True, text_encoder=text, vae=False) and {k.split('.')[0] for k in tuned(run)}=={'unet', *['text_encoder']*text}
+
+def test_a_prior_of_weight_nought_leaves_no_trace(go, quick, ref):
+    "Two priors of different pictures that weigh nothing leave the same weights."
+    a, b = (go(quick(p, weight=0.), n) for n,p in (('a',ref), ('b',ref[::-1])))
+    assert tuned(a)==tuned(b)
+
+def test_a_run_holds_no_file_that_can_run_code(straight):
+    files = {p.relative_to(straight.folder).as_posix() for p in straight.folder.rglob('*') if p.is_file()}
+    assert files=={'recipe.json','log.jsonl','weights/tuned.safetensors'}
+
+# what a run says of itself
+
+def test_the_log_holds_each_binding_apart(go, quick, ref, aux, base):
+    r = quick(batch=2, resolution=64)
+    r = replace(r, bindings=(r.bindings[0], Binding(aux, 'a photo of ukj style'), *r.bindings[1:]))
+    run = go(r)
+    with torch.no_grad(): want = [l.item() for l in step_losses(base, Batches(base, r, 0, 'cpu'), 0)]
+    line = {k:v for k,v in run.log[0].items() if k not in ('step','seconds')}
+    assert len(line)==3 and len(set(want))==3 and [*line.values()]==pytest.approx(want, abs=2e-5)
+
+def test_the_recipe_beside_the_weights_is_the_one_that_ran(straight, quick, base):
+    assert straight.recipe==json.loads(json.dumps(replace(quick(steps=4, checkpoint=2), resolution=64).to_dict())) and (straight.seed, straight.info['base_hash'])==(0, base.hash)
+
+def test_tensorboard_gets_its_events(go, quick, tmp_path):
+    go(quick(), trackers=['tensorboard'])
+    assert any(f.stat().st_size for f in (tmp_path/'run').rglob('events.out.tfevents*'))
+
+def test_an_unknown_tracker_is_refused(go, quick, refused):
+    with refused('nonsense'): go(quick(), trackers=['nonsense'])
+
+# pictures
+
+def test_small_pictures_are_named_once_where_they_are_enlarged(go, quick, picture, said):
+    small = ImageSet([picture('tiny', (40,64)), picture('fine'), picture('wee', (32,32))], 'mine')
+    go(quick(ref=small, steps=3))
+    told = [m for m in said() if 'enlarged' in m]
+    assert len(told)==1 and all(w in told[0] for w in ('mine','tiny.png','wee.png','2 ')) and 'fine.png' not in told[0]
+
+@pytest.mark.parametrize('size, places', [((128,64),4), ((64,128),4), ((96,96),1)])
+@pytest.mark.parametrize('flip', [False, True])
+def test_a_picture_that_is_not_square_gives_several_crops(base, quick, picture, size, places, flip):
+    r = quick(crops=4, flip=flip, resolution=64)
+    (m,) = cache_moments(base, Binding(ImageSet([picture('long', size)]), 'x'), r)
+    assert len(m)==places*(1+flip) and len({t.numpy().tobytes() for t in m})==len(m)
+
+def test_crops_reach_both_ends_of_a_long_picture(base, quick):
+    im = Image.new('RGB', (192,64), 'white'); im.paste('red', (0,0,64,64)); im.paste('blue', (128,0,192,64))
+    (m,) = cache_moments(base, Binding(ImageSet([Picture('flag.png', data=png(im))]), 'x'), quick(crops=3, resolution=64))
+    alone = [cache_moments(base, Binding(ImageSet([Picture('c.png', data=png(Image.new('RGB', (64,64), c)))]), 'x'), quick(resolution=64))[0][0] for c in ('red','white','blue')]
+    for got, want in zip(m, alone): torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
+
+@pytest.mark.parametrize('steps', [1, 4])
+def test_the_autoencoder_sees_each_picture_once_however_long_it_trains(go, quick, base, monkeypatch, steps):
+    rows = []
+    monkeypatch.setattr(diffusers.AutoencoderKL, 'encode', lambda self, x, *a, real=diffusers.AutoencoderKL.encode, **kw: rows.append(len(x)) or real(self, x, *a, **kw))
+    go(quick(steps=steps))
+    assert sum(rows)==3+4
+
+def test_the_latents_are_sampled_anew_each_step(base, quick, ref):
+    b = Batches(base, quick(None, ref=ref[:1], resolution=64), 0, 'cpu')
+    b.moments = [[m*0+1 for m in b.moments[0]]]
+    assert not torch.equal(b(0)[0], b(1)[0]) and torch.equal(b(1)[0], b(1)[0])
+
+@pytest.mark.parametrize('text, rows', [(True,[2]*3), (False,[4])])
+def test_each_distinct_prompt_is_encoded_once_a_step_or_once_in_all(go, quick, ref, monkeypatch, text, rows):
+    seen = []
+    monkeypatch.setattr(CLIPTextModel, 'forward', lambda self, input_ids=None, *a, real=CLIPTextModel.forward, **kw: seen.append(len(input_ids)) or real(self, input_ids, *a, **kw))
+    same = ImageSet([replace(p, caption='a pet') for p in ref]) if text else ref
+    go(quick(ref=same, batch=3, steps=3, text_encoder=text))
+    assert seen==rows
+
+def test_a_caption_that_is_too_long_is_said_once(go, quick, picture, said):
+    go(quick(ref=ImageSet([picture('novel', caption='word '*200)]), steps=3))
+    assert len([m for m in said() if 'text encoder reads' in m])==1
+
+# words
+
+def test_a_known_word_is_noted_with_what_it_is_near(go, quick, said, base):
+    go(quick(token='dog'))
+    told = [m for m in said() if "'dog'" in m]
+    near = told[0].split('close to ')[1].split(';')[0].split(', ')
+    assert len(told)==1 and len(near)==3 and 'dog' not in near and all(f'{w}</w>' in base.tokenizer.get_vocab() for w in near)
+
+def test_a_rare_word_needs_no_note(go, quick, said):
+    go(quick(token='zwx'))
+    assert not [m for m in said() if 'token' in m]
+
+@pytest.mark.parametrize('token', ['two words', '', ' zwx', 'zwx\n'])
+def test_a_token_that_is_not_one_word_is_refused_before_anything_is_written(go, quick, refused, tmp_path, token):
+    with refused(repr(token)): go(quick(token=token))
+    assert not (tmp_path/'run').exists()
+
+# export
+
+def test_an_export_draws_in_diffusers_what_the_run_draws_here(go, quick, tmp_path):
+    run = go(quick(lr=3e-3))
+    folder = run.export(tmp_path/'out')
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(folder, local_files_only=True); pipe.set_progress_bar_config(disable=True)
+    theirs = pipe([f'a photo of zwx style, {p}' for p in ('a dog','a woman')], num_inference_steps=3, guidance_scale=7., generator=[torch.Generator().manual_seed(s) for s in (3,4)]).images
+    ours, before = (sample(m, ps, 3, steps=3) for m,ps in ((run, ['a dog','a woman']), (load_base(), [f'a photo of zwx style, {p}' for p in ('a dog','a woman')])))
+    gap = lambda a, b: max(np.abs(np.asarray(x, int)-np.asarray(y, int)).max() for x,y in zip(a, b))
+    assert gap(ours, theirs)<=2 and gap(ours, before)>2
+
+def test_an_export_opens_as_a_base(straight, tmp_path):
+    folder = straight.export(tmp_path/'out')
+    assert digests(load_base(folder).unet.state_dict())==digests(straight.model().unet.state_dict())
+
+@pytest.mark.parametrize('there', ['file', 'folder'])
+def test_an_export_over_something_is_refused(straight, tmp_path, refused, there):
+    if there=='file': (tmp_path/'out').write_text('mine')
+    else: (tmp_path/'out').mkdir(); (tmp_path/'out'/'mine').write_text('mine')
+    with refused(tmp_path/'out'): straight.export(tmp_path/'out')
+
+# folders
+
+def test_a_folder_with_another_run_is_refused_and_left_alone(straight, base, quick, refused):
+    before = {p: p.stat().st_mtime_ns for p in straight.folder.rglob('*')}
+    with refused(straight.folder, 'quick', 'seed 0', 'resume'): train(quick(steps=1), straight.folder, 3, base, progress=False)
+    assert {p: p.stat().st_mtime_ns for p in straight.folder.rglob('*')}==before
+
+@pytest.mark.parametrize('resume', [True, False])
+def test_a_folder_with_other_files_is_refused_and_left_alone(go, quick, refused, tmp_path, resume):
+    (tmp_path/'run').mkdir(); (tmp_path/'run'/'thesis.tex').write_text('years')
+    with refused(tmp_path/'run', 'not empty'): go(quick(), resume=resume)
+    assert [p.name for p in (tmp_path/'run').iterdir()]==['thesis.tex']
+
+@pytest.mark.parametrize('resume', [True, False])
+def test_a_file_in_place_of_a_folder_is_refused(go, quick, refused, tmp_path, resume):
+    (tmp_path/'run').write_text('mine')
+    with refused(tmp_path/'run', 'is a file'): go(quick(), resume=resume)
+    assert (tmp_path/'run').read_text()=='mine'
+
+def test_an_occupied_folder_is_refused_before_a_prior_is_generated(go, quick, refused, tmp_path, monkeypatch):
+    (tmp_path/'run').mkdir(); (tmp_path/'run'/'thesis.tex').write_text('years')
+    monkeypatch.setattr(training, 'resolve', lambda *a, **kw: pytest.fail('generated'))
+    with refused(tmp_path/'run'): go(quick(Generated('a photo of style', 2)))
+
+@pytest.mark.parametrize('text', ['{"recipe": ', '{}', '[]', '{"_name_or_path": "someone else\'s"}'])
+def test_a_recipe_that_is_not_ours_is_refused(go, quick, refused, tmp_path, text):
+    (tmp_path/'run').mkdir(); (tmp_path/'run'/'recipe.json').write_text(text)
+    for resume in (True, False):
+        with refused(tmp_path/'run'): go(quick(), resume=resume)
+    with refused(tmp_path/'run'): Run(tmp_path/'run')
+    assert (tmp_path/'run'/'recipe.json').read_text()==text
+
+@pytest.mark.parametrize('change, word', [(dict(lr=1e-4),'lr'), (dict(min_snr=5.),'min_snr'), (dict(weight=.5),'bindings'), (dict(seed=1),'seed')], ids=lambda x: str(x))
+def test_resuming_as_another_run_names_the_difference(straight, base, quick, refused, change, word):
+    seed = change.pop('seed', 0) if 'seed' in change else 0
+    with refused(straight.folder, f'differs in {word};'): train(quick(steps=4, checkpoint=2, **change), straight.folder, seed, base, resume=True, progress=False)
+
+def test_an_unfinished_run_is_no_model_and_says_how_to_finish(go, quick, refused):
+    run = go(quick(), watch=lambda line: True)
+    with refused(run.folder, '--resume'): run.model()
+
+def test_a_folder_without_a_recipe_is_no_run(refused, tmp_path):
+    with refused(tmp_path, 'recipe.json'): Run(tmp_path)
+
+def test_a_damaged_checkpoint_is_refused_and_kept(go, quick, refused):
+    run = go(quick(steps=4), watch=lambda line: line['step']==2)
+    f = run.checkpoint/'optimizer.safetensors'; f.write_bytes(f.read_bytes()[:100])
+    with refused(run.checkpoint): go(quick(steps=4), resume=True)
+    assert f.exists()
+
+# numbers that are no numbers
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    "The loss of one picture is not a number."
+    def poison(name):
+        def losses(base, batches, step, cond=None, real=training.step_losses):
+            out = real(base, batches, step, cond)
+            return [out[0]*float('nan'), *out[1:]] if name in batches.files(step) else out
+        monkeypatch.setattr(training, 'step_losses', losses)
+    return poison
+
+def first_at(quick, base, position, **kw):
+    "The name of the picture that a run sees first at a step."
+    return Batches(base, quick(resolution=64, **kw), 0, 'cpu').files(position)[0]
+
+@pytest.mark.parametrize('every', [1, 3])
+@pytest.mark.parametrize('step', [0, 1, 2])
+def test_a_loss_that_is_no_number_stops_with_the_picture_that_caused_it(go, quick, base, poisoned, refused, every, step):
+    name = first_at(quick, base, step); poisoned(name)
+    with refused('not a number', name, f'step {step+1}'): go(quick(steps=3), every=every)
+
+def test_a_loss_that_is_no_number_never_replaces_a_good_checkpoint(go, quick, base, poisoned, refused, tmp_path):
+    poisoned(first_at(quick, base, 1))
+    with refused('checkpoint'): go(quick(steps=3, checkpoint=1), every=3)
+    kept = Run(tmp_path/'run').checkpoint
+    assert kept.name=='step-000001' and all(v.isfinite().all() for v in load_file(kept/'weights.safetensors').values())
+
+def test_a_rate_that_is_far_too_large_ends_in_a_refusal_not_in_a_finished_run(go, quick, refused, tmp_path):
+    with refused('learning rate'): go(quick(lr=1e30, steps=4, grad_clip=None))
+    assert not Run(tmp_path/'run').done
+
+# what cannot be trained
+
+def test_a_base_without_safetensors_is_refused(go, quick, refused, base_copy, tmp_path):
+    folder = base_copy(tmp_path/'base')
+    for f in folder.rglob('*.safetensors'): f.rename(f.with_suffix('.bin'))
+    with refused(folder, 'safetensors'): go(quick(base=str(folder)), base=None)
+
+def test_a_base_with_one_part_without_safetensors_is_refused(go, quick, refused, base_copy, tmp_path):
+    folder = base_copy(tmp_path/'base')
+    f, = (folder/'unet').glob('*.safetensors'); f.rename(f.with_suffix('.bin'))
+    with refused(folder): go(quick(base=str(folder)), base=None)
+
+def test_a_run_opens_on_the_base_it_was_given(go, quick, base_copy, tmp_path):
+    "A base that is handed over is the run's base, even where the recipe still says `tiny`; or the two are refused together."
+    folder = base_copy(tmp_path/'base')
+    b = load_base(folder); b.unet.conv_out.weight.data += .01
+    (folder/'unet'/'diffusion_pytorch_model.safetensors').unlink(); b.unet.save_pretrained(folder/'unet')
+    other = load_base(folder)
+    try: run = go(quick(), base=other)
+    except StyleboostError: return
+    assert run.model().hash==other.hash
+
+def test_a_changed_base_is_not_taken_for_the_old_one(straight, refused, monkeypatch):
+    run = Run(straight.folder); run.info = dict(run.info, base_hash='0'*16)
+    with refused('0'*16): run.model()
+
+def test_a_tuned_model_is_no_base(go, quick, base, refused):
+    with refused('ukj'): go(quick(), base=replace(base, token='ukj'))
+
+@pytest.mark.parametrize('change', [dict(resolution=62), dict(resolution=0), dict(steps=0), dict(steps=-1), dict(batch=0), dict(lr=-1.), dict(checkpoint=0), dict(crops=0), dict(method='magic'),
+    dict(precision='bf32'), dict(lr_schedule='wavy'), dict(pad='short'), dict(pairing='sometimes')], ids=lambda c: '{}={}'.format(*next(iter(c.items()))))
+def test_a_setting_that_makes_no_sense_is_refused_before_anything_is_written(go, quick, refused, tmp_path, change):
+    with refused(*change.values()): go(quick(**change))
+    assert not (tmp_path/'run').exists()
+
+def test_an_empty_binding_is_refused_before_anything_is_written(go, quick, refused, tmp_path):
+    with refused('nothing'): go(quick(ImageSet([], 'nothing')))
+    assert not (tmp_path/'run').exists()
+
+def test_a_missing_caption_is_refused_before_anything_is_written(go, quick, refused, tmp_path):
+    with refused('w.png', '.txt'): go(quick(prompt='style, {caption}'))
+    assert not (tmp_path/'run').exists()
