@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['app', 'console', 'say', 'demo', 'train', 'sample', 'score', 'export', 'env', 'main']
 
-# %% ../nbs/13_cli.ipynb #7c026462
+# %% ../nbs/13_cli.ipynb #170d3079
 import json, logging, sys
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -17,12 +17,12 @@ from rich.table import Table
 
 from .base import load_base
 from .demo import SIZES, demo as run_demo
-from .images import ImageSet, Picture, StyleboostError, log, png
+from .images import ImageSet, Picture, StyleboostError, log, new_folder, png, write_whole
 from .metrics import score as score_images
 from .priors import prior_images
 from .recipes import PRESETS, TOKEN, Prompt, Recipe, no_prior, read_prompts, with_prior
 from .sampling import sample as sample_images
-from .training import Run, train as run_train, versions, write_whole
+from .training import Run, train as run_train, versions
 from .world.pictures import STYLES, pools
 
 # %% ../nbs/13_cli.ipynb #766e1beb
@@ -48,21 +48,21 @@ def demo(
     for sentence in json.loads((page.parent/'report.json').read_text('utf-8'))['verdict']: say(sentence)
     say(f'The report is {page}')
 
-# %% ../nbs/13_cli.ipynb #14a15689
+# %% ../nbs/13_cli.ipynb #ace826b6
 @app.command()
 def train(
     ref:Annotated[Path, typer.Option(help='Folder with the 15-20 style references, half of them people.')],
     out:Annotated[Path, typer.Option(help='Folder for the run.')],
     aux:Annotated[str, typer.Option(help='Auxiliary images: a folder, world:NAME, generated, or none.')],
-    base:Annotated[str, typer.Option(help='"tiny" or a folder in diffusers\' layout.')]='tiny',
+    base:Annotated[Optional[str], typer.Option(help='A folder in diffusers\' layout; "tiny", the embedded base, unless given.')]=None,
     recipe:Annotated[Optional[Path], typer.Option(help='A recipe.json whose settings are used where no option says otherwise.')]=None,
-    preset:Annotated[str, typer.Option(help=f'{" or ".join(PRESETS)}: the authors\' settings, or those with their accidents mended.')]='repaired',
+    preset:Annotated[Optional[str], typer.Option(help='repaired, the default, or paper: the authors\' own settings.')]=None,
     method:Annotated[Optional[str], typer.Option(help='What trains: full.')]=None,
     text_encoder:Annotated[Optional[bool], typer.Option(help='Whether the text encoder trains too.')]=None,
     token:Annotated[Optional[str], typer.Option(help=f'The rare word for the style; {TOKEN} unless given.')]=None,
     aux_count:Annotated[Optional[int], typer.Option(help='Use so many auxiliary images: all, or 200 generated, unless given.')]=None,
-    class_prompt:Annotated[str, typer.Option(help='Prompt of the prior.')]='a photo of style',
-    prior_weight:Annotated[float, typer.Option(help='Weight of the prior in the loss.')]=1.,
+    class_prompt:Annotated[Optional[str], typer.Option(help='Prompt of the prior; "a photo of style" unless given.')]=None,
+    prior_weight:Annotated[Optional[float], typer.Option(help='Weight of the prior in the loss; 1 unless given.')]=None,
     resolution:Annotated[Optional[int], typer.Option(help='Pixels of the training square; the base\'s own unless given.')]=None,
     steps:Annotated[Optional[int], typer.Option(help='Optimiser steps; 400 for the tiny base and 800 for larger ones unless given.')]=None,
     batch:Annotated[Optional[int], typer.Option(help='Pictures per binding and step.')]=None,
@@ -70,14 +70,19 @@ def train(
     min_snr:Annotated[Optional[float], typer.Option(help='Gamma of min-SNR weighting.')]=None,
     precision:Annotated[Optional[str], typer.Option(help='no, fp16 or bf16.')]=None,
     checkpoint:Annotated[Optional[int], typer.Option(help='Steps between checkpoints.')]=None,
-    seed:Annotated[int, typer.Option(help='Of data order, crops and noise.')]=0,
+    seed:Annotated[Optional[int], typer.Option(help='Of data order, crops and noise; 0 unless given.')]=None,
     tracker:Annotated[Optional[list[str]], typer.Option(help='A tracker of accelerate, such as tensorboard; may be given several times.')]=None,
     resume:Annotated[bool, typer.Option('--resume', help='Go on with the run in --out.')]=False,
 ):
     "Train a style."
     said = {k:v for k,v in dict(base=base, method=method, text_encoder=text_encoder, token=token, resolution=resolution, steps=steps, batch=batch,
                                 lr=lr, min_snr=min_snr, precision=precision, checkpoint=checkpoint).items() if v is not None}
-    plain = no_prior(ImageSet.from_folder(ref), preset=preset, **{**_saved(recipe), **said})
+    saved = _saved(recipe)
+    fields_ = {**saved['fields'], **(PRESETS.get(preset, {}) if preset else {}), **said}
+    seed = saved['seed'] if seed is None else seed
+    class_prompt, prior_weight = class_prompt or saved['class_prompt'], saved['prior_weight'] if prior_weight is None else prior_weight
+    plain = no_prior(ImageSet.from_folder(ref), preset=preset or 'repaired', **fields_)
+    if saved['style_prompt'] and not preset and not token: plain = replace(plain, bindings=(replace(plain.bindings[0], prompt=saved['style_prompt']),))
     full = with_prior(plain, prior_images(aux, aux_count, class_prompt, seed), class_prompt, prior_weight, 'none' if aux=='none' else 'generated' if aux=='generated' else 'aux')
     for b in full.bindings: say(f'{b.role}: {getattr(b.images,"n",None) or len(b.images)} pictures, {"generated" if aux=="generated" and b.role=="prior" else b.images.name}, "{b.prompt}", weight {b.weight:g}')
     run = run_train(full, out, seed, resume=resume, trackers=tracker or ())
@@ -85,11 +90,17 @@ def train(
     say(f'The run is {run.folder}; draw with: styleboost sample {run.folder} --prompt "woman farmer" --out pictures')
 
 def _saved(path):
-    if path is None: return {}
-    try: d = json.loads(Path(path).read_text('utf-8'))
-    except (OSError, json.JSONDecodeError) as e: raise StyleboostError(f'The recipe {path} cannot be read ({e}); give the recipe.json of a run.') from e
-    d = d.get('recipe', d)
-    return {f.name:d[f.name] for f in fields(Recipe) if f.name in d and f.name not in ('bindings','name')}
+    "What a run's recipe.json says apart from its pictures."
+    d, seed = {}, 0
+    if path is not None:
+        try:
+            d = json.loads(Path(path).read_text('utf-8'))
+            d, seed = d.get('recipe', d), d.get('seed', 0)
+            style, prior = ([b for b in d.get('bindings', []) if b['role']==r] for r in ('style','prior'))
+        except (OSError, ValueError, AttributeError, KeyError, TypeError) as e: raise StyleboostError(f'The recipe {path} cannot be read ({e}); give the recipe.json of a run.') from e
+    else: style = prior = []
+    return dict(seed=seed, style_prompt=style[0]['prompt'] if style else None, class_prompt=prior[0]['prompt'] if prior else 'a photo of style',
+                prior_weight=prior[0]['weight'] if prior else 1., fields={f.name:d[f.name] for f in fields(Recipe) if f.name in d and f.name not in ('bindings','name')})
 
 def _samples(run, n=8):
     "A few pictures beside the weights, to see at a glance what was learnt."
@@ -97,10 +108,10 @@ def _samples(run, n=8):
     if folder.exists(): return
     r = run.recipe
     captions = ['woman farmer','man with glasses','old woman','firefighter','house','dog','tree','rocket'][:n]
-    ims = sample_images(run, captions, 0, r['steps_sampled'], r['guidance'], r['scheduler'])
+    ims = sample_images(run, captions, 0, r['steps_sampled'], r['guidance'], r['scheduler'], progress=True)
     ImageSet([Picture(f'{c.replace(" ","-")}.png', data=png(im), caption=c) for c,im in zip(captions, ims)]).save(folder)
 
-# %% ../nbs/13_cli.ipynb #e9480adf
+# %% ../nbs/13_cli.ipynb #91fa9501
 def _model(name): return Run(name) if (Path(name)/'recipe.json').exists() else load_base(name)
 
 @app.command()
@@ -119,7 +130,8 @@ def sample(
     "Draw pictures."
     if (prompt is None)==(prompts is None): raise typer.BadParameter('give either --prompt or --prompts')
     asked = [p for p in (read_prompts(prompts) if prompts else [Prompt(prompt)]) for _ in range(n)]
-    if out.exists() and any(out.iterdir()): raise StyleboostError(f'{out} is not empty; choose another folder.')
+    if n<1: raise StyleboostError(f'{n} pictures of each prompt were asked for; ask for at least one.')
+    new_folder(out, make=False)
     ims = sample_images(_model(model), [p.text for p in asked], seed, steps, guidance, scheduler, negative, progress=True)
     ImageSet([Picture(f'{p.text[:60].replace("/"," ").replace(" ","-")}-{seed+i}.png', data=png(im), caption=p.text, people=p.people) for i,(p,im) in enumerate(zip(asked, ims))]).save(out)
     say(f'{len(ims)} pictures are in {out}')
@@ -133,7 +145,7 @@ def score(
     "Score pictures against a style's own, through the embedded judge."
     ims, ref = ImageSet.from_folder(pictures), ImageSet.from_folder(reference)
     table = score_images(ims.images(), ref, [Prompt(p.caption, p.people) for p in ims])
-    write_whole(out, json.dumps({g:{k:v for k,v in r.items() if v==v} for g,r in table.T.to_dict().items()}, indent=1)+'\n')
+    write_whole({out: json.dumps({g:{k:v for k,v in r.items() if v==v} for g,r in table.T.to_dict().items()}, indent=1)+'\n'})
     t = Table('', *table.columns)
     for g,r in table.iterrows(): t.add_row(g, *[f'{v:.3f}'.rstrip('0').rstrip('.') if v==v else '' for v in r])
     console.print(t); say(f'The scores are in {out}')
@@ -162,7 +174,7 @@ def env():
     for k,v in pools().items(): t.add_row(f'world:{k}', v)
     console.print(t)
 
-# %% ../nbs/13_cli.ipynb #72ff6c6e
+# %% ../nbs/13_cli.ipynb #9879052f
 def main(args:list=None):
     "The entry point of the `styleboost` command."
     args = sys.argv[1:] if args is None else args
@@ -172,9 +184,6 @@ def main(args:list=None):
     except StyleboostError as e:
         if '--debug' in args: raise
         print(f'styleboost: {e}', file=sys.stderr); sys.exit(1)
-    except KeyboardInterrupt:
-        if '--debug' in args: raise
-        print('styleboost: stopped; what was done is kept', file=sys.stderr); sys.exit(1)
 
 # %% ../nbs/13_cli.ipynb #a4f1231d
 #| eval: false

@@ -5,18 +5,19 @@
 # %% auto #0
 __all__ = ['SIZES', 'TITLES', 'DemoSize', 'arms', 'verdict', 'demo']
 
-# %% ../nbs/11a_demo.ipynb #b05a165f
+# %% ../nbs/11a_demo.ipynb #da524442
 import time
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from .base import load_base
-from .images import ImageSet, StyleboostError
+from .images import ImageSet, Picture, StyleboostError, png
 from .metrics import METRICS, score
-from .recipes import dreambooth, no_prior, style_prompt, styleboost
-from .report import Column, write_report
+from .priors import generated
+from .recipes import TOKEN, Generated, dreambooth, no_prior, style_prompt, styleboost
+from .report import Column, overview, write_report
 from .sampling import sample
-from .training import Run, train, versions
+from .training import train, versions
 from .world.pictures import SETS, pool, prompts, reference, style_ref
 
 # %% ../nbs/11a_demo.ipynb #62cb4ab0
@@ -40,14 +41,14 @@ def arms(
     rs = [no_prior(ref, **kw), dreambooth(ref, n, seed=seed, **kw), styleboost(ref, aux, n, seed=seed, **kw)]
     return {r.name:r for r in rs}
 
-# %% ../nbs/11a_demo.ipynb #77f54150
-TITLES = dict(base='untouched base', none='no prior', generated='generated prior (DreamBooth)', aux='auxiliary images (StyleBoost)')
+# %% ../nbs/11a_demo.ipynb #e0ebf5a5
+TITLES = dict(truth='the artist\'s own', base='untouched base', none='no prior', generated='generated prior (DreamBooth)', aux='auxiliary images (StyleBoost)')
 
 def verdict(
-    scores:dict,  # arm -> table from `score`; the base under 'base'
+    scores:dict,  # arm -> table from `score`; the base under 'base', the artist's own pictures under 'truth'
 )->list:          # sentences
     "Which arm did best, by KID to the true style, and how sure one seed can be."
-    out, rank = [], sorted((k for k in scores if k!='base'), key=lambda k: scores[k].kid['all'])
+    out, rank = [], sorted((k for k in scores if k not in ('base','truth')), key=lambda k: scores[k].kid['all'])
     k = lambda a, g='all': scores[a].kid[g]
     best, second = rank[:2]
     gap, spread = k(second)-k(best), (scores[best].kid_std['all']**2+scores[second].kid_std['all']**2)**.5
@@ -55,12 +56,11 @@ def verdict(
     else: out.append(f'No clear winner: {TITLES[best]} ({k(best):.3f}) and {TITLES[second]} ({k(second):.3f}) are nearest to the true style by KID, and the gap of {gap:.3f} is within what the choice of pictures alone makes ({spread:.3f}).')
     moved = [a for a in rank if k(a)<k('base')]
     out.append(f'The untouched base stands at {k("base"):.3f}; ' + ('every arm came nearer to the style.' if len(moved)==len(rank) else f'{", ".join(TITLES[a] for a in moved) or "no arm"} came nearer to the style.'))
-    people = {a:scores[a].people_rate['people'] for a in rank}
-    false = {a:scores[a].false_people_rate['things'] for a in rank}
-    out.append('People where asked for: '+', '.join(f'{TITLES[a]} {v:.0%}' for a,v in people.items())+'. People where not asked for: '+', '.join(f'{TITLES[a]} {v:.0%}' for a,v in false.items())+'.')
+    share = lambda metric, group: ', '.join(f'{TITLES[a]} {scores[a][metric][group]:.0%}' for a in ['truth',*rank] if a in scores)
+    out.append(f'People where asked for, as the judge sees them: {share("people_rate","people")}. Where not asked for: {share("false_people_rate","things")}.')
     return out
 
-# %% ../nbs/11a_demo.ipynb #40f6c46e
+# %% ../nbs/11a_demo.ipynb #3cac1127
 def demo(
     style:str='openmoji',     # an embedded target style
     out:str|Path='demo',      # folder for the runs and the report
@@ -68,34 +68,38 @@ def demo(
     seed:int=0,               # of every arm
     aux:str='people',         # the embedded pool of auxiliary images
     progress:bool=True,
-    **kw                      # any other field of `Recipe`
+    **kw                      # other fields of `Recipe` that concern training
 )->Path:                      # of report.html
     "Trains the three arms, draws and scores held-out prompts, writes report.html and report.json. Interrupted, it goes on where it was when called again."
     out, t0 = Path(out), time.time()
     if out.exists() and any(out.iterdir()) and not (out/'none'/'recipe.json').exists(): raise StyleboostError(f'{out} is not empty and holds no demo; choose another folder.')
     base, ref, real = load_base('tiny'), style_ref(style), reference(style)
     asked = prompts(style, 'test', size.prompts)
-    texts = [style_prompt(p.text) for p in asked]
+    texts = [style_prompt(p.text, kw.get('token', TOKEN)) for p in asked]
     draw = lambda model: sample(model, texts, seed, size.sampler, raw=True, progress=progress)
     as_dict = lambda table: {g:{k:v for k,v in row.items() if v==v} for g,row in table.T.to_dict().items()}
     recipes, scores, columns = arms(ref, pool(aux), size.prior, seed, steps=size.steps, **kw), {}, []
+    scores['truth'] = score([p.truth.open() for p in asked], real, asked)
     ims = draw(base); scores['base'] = score(ims, real, asked)
     columns.append(Column('base', TITLES['base'], ims, as_dict(scores['base'])))
     for name,recipe in recipes.items():
         t = time.time()
         run = train(recipe, out/name, seed, base=base, resume=(out/name/'recipe.json').exists(), progress=progress)
-        ims = draw(run); scores[name] = score(ims, real, asked)
+        ims = draw(run); _keep(run, asked, ims); scores[name] = score(ims, real, asked)
         loss = {k:[(r['step'], r[k]) for r in run.log] for k in run.log[0] if k not in ('step','seconds')}
         prior = recipe.bindings[1].images if len(recipe.bindings)>1 else None
-        columns.append(Column(name, TITLES[name], ims, as_dict(scores[name]), loss, prior if isinstance(prior, ImageSet) else _drawn(run, prior, base),
+        columns.append(Column(name, TITLES[name], ims, as_dict(scores[name]), loss, generated(base, prior, progress=False) if isinstance(prior, Generated) else prior,
             f'{run.log[-1]["seconds"]:.0f} s of training, {time.time()-t:.0f} s in all'))
     s = SETS[style]
-    lead = (f'Twenty pictures of {s.title} taught the tiny base a style that it had never seen, three times over. The three runs share pictures, steps and seed, '
+    lead = (f'The tiny base was trained on twenty pictures of {s.title}, a style that it had never seen, three times over. The three runs share pictures, steps and seed, '
             f'and differ only in what stands in the prior term of the loss. Below, each draws prompts that none of them was trained on.')
     facts = dict(style=f'{s.title} by {s.author}, {s.licence}', base=f'{base.name}, weights {base.hash}', seed=seed, steps=size.steps, prior_images=size.prior,
         prompts=f'{len(asked)} of the test split', sampler=f'DDIM, {size.sampler} steps, guidance 7', minutes=round((time.time()-t0)/60,1), **versions())
+    half = len(asked)//2
+    overview(ref, columns, asked, [*range(min(4,half)), *range(half, half+min(3,half))]).save(out/'overview.png')
     return write_report(out, f'{s.title}: three priors', lead, columns, asked, ref, verdict(scores), facts, METRICS)
 
-def _drawn(run, order, base):
-    from styleboost.priors import generated
-    return generated(base, order, progress=False) if order else None
+def _keep(run, asked, ims):
+    "The pictures beside the weights that drew them."
+    if not (run.folder/'samples').exists():
+        ImageSet([Picture(f'{p.text.replace(" ","-")}.png', data=png(im), caption=p.text, people=p.people) for p,im in zip(asked, ims)]).save(run.folder/'samples')

@@ -5,11 +5,8 @@
 # %% auto #0
 __all__ = ['METHODS', 'Method', 'Full', 'method_for']
 
-# %% ../nbs/07_methods.ipynb #cc49fdf3
+# %% ../nbs/07_methods.ipynb #14bcc6b3
 from typing import Protocol
-
-import torch
-from torch import nn
 
 from .base import Base
 from .images import StyleboostError

@@ -5,29 +5,33 @@
 # %% auto #0
 __all__ = ['METRICS', 'kid', 'style_statistics', 'style_similarity', 'score']
 
-# %% ../nbs/10_metrics.ipynb #5cf6c717
+# %% ../nbs/10_metrics.ipynb #33faeaf3
+import warnings
+from functools import lru_cache
+
+import pandas as pd
 import torch
 import torch.nn.functional as F
-import pandas as pd
-from functools import lru_cache
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from .features import load_judge, to_tensor
-from .images import StyleboostError
+from .features import PERSON, load_judge, to_tensor
+from .images import StyleboostError, note
 from .world.pictures import SETS, pictures
 
-# %% ../nbs/10_metrics.ipynb #8526ea8e
+# %% ../nbs/10_metrics.ipynb #ad9d4bd8
 def kid(
     x:torch.Tensor,     # (n, d) features of pictures
     y:torch.Tensor,     # (m, d) features of the reference
-    subsets:int=50,     # random subsets of the smaller count
+    subsets:int=50,     # random subsets, each of nine tenths of the smaller count
     seed:int=0,
 )->tuple:               # mean and standard deviation over the subsets
     "Kernel inception distance between two sets of features."
     size = min(len(x), len(y))
     if size<8: raise StyleboostError(f'KID needs 8 pictures on both sides and has {size}; draw more pictures, or look at style similarity instead.')
     look = torch.nn.Identity(); look.num_features = x.shape[1]
-    m = KernelInceptionDistance(feature=look, subsets=subsets, subset_size=max(size*9//10, 7))
+    with warnings.catch_warnings():
+        warnings.simplefilter('ignore', UserWarning)                  # that features are kept in memory, which is meant
+        m = KernelInceptionDistance(feature=look, subsets=subsets, subset_size=max(size*9//10, 7))
     m.update(y, real=True); m.update(x, real=False)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
@@ -61,7 +65,7 @@ def style_similarity(
     r, x = ((style_statistics(i, judge)-m)/s for i in (reference, images))
     return F.cosine_similarity(x, r.mean(0)[None])/F.cosine_similarity(r, r.mean(0)[None]).mean()
 
-# %% ../nbs/10_metrics.ipynb #80cdbe7e
+# %% ../nbs/10_metrics.ipynb #8a3dddca
 METRICS = dict(
     kid=('KID to the true style', 'down', 'Distance between the cloud of these pictures and the cloud of the style\'s own; 0 is alike.'),
     style=('style similarity', 'up', 'Nearness of colours, lines and textures to the style; 1 is as near as its own pictures.'),
@@ -83,9 +87,11 @@ def score(
         if not keep: continue
         ims, texts = [images[i] for i in keep], [prompts[i].text for i in keep]
         refs = list(reference) if flag is None else [p for p in reference if p.people==flag]
+        if not refs:
+            note(f'The reference has no pictures flagged as {group}, so these prompts are scored only together with the others.'); continue
         rows[group] = row = dict(n=len(keep), n_reference=len(refs))
         if min(len(ims), len(refs))>=8: row['kid'], row['kid_std'] = kid(judge.features(to_tensor(ims)), judge.features(to_tensor(refs)))
         row['style'] = style_similarity(ims, refs, judge).mean().item()
         row['text'] = (judge.embed_images(ims)*judge.embed_texts(texts)).sum(1).mean().item()
-        if flag is not None: row['people_rate' if flag else 'false_people_rate'] = (judge.people(ims)>.5).float().mean().item()
+        if flag is not None: row['people_rate' if flag else 'false_people_rate'] = (judge.people(ims)>PERSON).float().mean().item()
     return pd.DataFrame(rows).T

@@ -5,11 +5,13 @@
 # %% auto #0
 __all__ = ['target', 'snr', 'min_snr_weight', 'binding_losses', 'total_loss']
 
-# %% ../nbs/06_objective.ipynb #46327190
+# %% ../nbs/06_objective.ipynb #c12c1b79
 import torch
 from diffusers import DDPMScheduler
 
-# %% ../nbs/06_objective.ipynb #a244394d
+from .images import StyleboostError
+
+# %% ../nbs/06_objective.ipynb #d07d6c4e
 def target(
     noise:DDPMScheduler,  # the base's forward process
     z:torch.Tensor,       # clean latents
@@ -20,7 +22,7 @@ def target(
     kind = noise.config.prediction_type
     if kind=='epsilon': return eps
     if kind=='v_prediction': return noise.get_velocity(z, eps, t)
-    raise NotImplementedError(f'bases that predict {kind!r} are not supported; epsilon and v_prediction are')
+    raise StyleboostError(f'The base predicts {kind!r}, which cannot be trained here; bases that predict epsilon or v_prediction can.')
 
 # %% ../nbs/06_objective.ipynb #0dc986d2
 def snr(

@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['cache_folder', 'prior_key', 'generated', 'resolve', 'prior_images']
 
-# %% ../nbs/05_priors.ipynb #a11a3899
+# %% ../nbs/05_priors.ipynb #11215208
 import hashlib, json, os, tempfile
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from .base import Base
-from .images import ImageSet, Picture, StyleboostError, note, png
-from .recipes import Binding, Generated, Recipe
+from .images import ImageSet, Picture, StyleboostError, png
+from .recipes import Generated, Recipe
 from .sampling import sample
 from .world.pictures import pool
 
-# %% ../nbs/05_priors.ipynb #91a99910
+# %% ../nbs/05_priors.ipynb #2b595056
 def cache_folder()->Path:
     "Where generated priors are kept: `STYLEBOOST_CACHE`, else `~/.cache/styleboost`."
     return Path(os.environ.get('STYLEBOOST_CACHE') or Path.home()/'.cache'/'styleboost')
@@ -26,9 +26,9 @@ def prior_key(
     order:Generated,
 )->str:
     "A key that changes with the base's weights, the prompt, the sampler, the seed and the count."
-    return hashlib.sha256(json.dumps(dict(asdict(order), base=base.hash), sort_keys=True).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(dict(asdict(order), base=base.hash, noise=dict(base.noise.config)), sort_keys=True, default=str).encode()).hexdigest()[:16]
 
-# %% ../nbs/05_priors.ipynb #5a365b56
+# %% ../nbs/05_priors.ipynb #a476d00a
 def generated(
     base:Base,            # untouched
     order:Generated,      # what to draw
@@ -53,8 +53,9 @@ def generated(
             try: work.rename(folder)
             except OSError:
                 if not folder.exists(): raise                     # another process finished the same order first
-    manifest = json.loads((folder/'manifest.json').read_text())
-    pics = [Picture(n, path=folder/n, caption=order.prompt) for n in manifest['files']]
+    try: manifest = json.loads((folder/'manifest.json').read_text()); files = manifest['files'].items()
+    except (OSError, ValueError, KeyError, AttributeError) as e: raise StyleboostError(f'{folder/"manifest.json"} cannot be read ({e}); remove the folder {folder} to have its pictures drawn again.') from e
+    pics = [Picture(n, path=folder/n, caption=order.prompt) for n,_ in files]
     for p in pics:
         if not p.path.exists() or p.sha!=manifest['files'][p.name]: raise StyleboostError(f'{p.path} is not the picture that was generated; remove the folder {folder} to have its pictures drawn again.')
     return ImageSet(pics, f'generated: {order.prompt}')
@@ -70,7 +71,7 @@ def resolve(
     fill = lambda b: replace(b, images=generated(base, b.images, cache, progress=progress)) if isinstance(b.images, Generated) else b
     return replace(recipe, bindings=tuple(map(fill, recipe.bindings)))
 
-# %% ../nbs/05_priors.ipynb #e92be320
+# %% ../nbs/05_priors.ipynb #1ccd00a4
 def prior_images(
     spec:str,            # 'none', 'generated', 'world:NAME', or a folder
     n:int=None,          # how many: 200 generated or all that were chosen, unless given
@@ -79,6 +80,6 @@ def prior_images(
 )->ImageSet|Generated|None:
     "The images that a word stands for; exactly as many as asked for, or an error."
     if spec=='none': return None
-    if spec=='generated': return Generated(prompt, n or 200, seed)
+    if spec=='generated': return Generated(prompt, 200 if n is None else n, seed)
     images = pool(spec[6:]) if spec.startswith('world:') else ImageSet.from_folder(spec)
     return images if n is None else images.sample(n, seed)

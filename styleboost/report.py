@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['GROUPS', 'STYLE', 'PAGE', 'Column', 'data_uri', 'formatted', 'best', 'score_rows', 'colours', 'apart', 'loss_curves',
-           'plain', 'write_whole', 'write_report']
+           'plain', 'write_report', 'overview']
 
-# %% ../nbs/10a_report.ipynb #8bbb2f85
-import hashlib, io, json, math, os, re, textwrap
+# %% ../nbs/10a_report.ipynb #ee38f32a
+import hashlib, io, json, math, re, textwrap
 from base64 import b64encode
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -16,9 +16,9 @@ from pathlib import Path
 import jinja2, pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
-from .images import ImageSet, Picture, StyleboostError, png
+from .images import ImageSet, Picture, StyleboostError, contact_sheet, png, write_whole
 
 # %% ../nbs/10a_report.ipynb #8b9c91ea
 @dataclass
@@ -211,16 +211,7 @@ def plain(x):
     if isinstance(x, float): return x if math.isfinite(x) else None
     return x if x is None or isinstance(x, (bool,int,str)) else str(x)
 
-# %% ../nbs/10a_report.ipynb #787eaab7
-def write_whole(files:dict):  # path -> text
-    "Writes files that are there whole or not at all."
-    part = {p: p.with_name(f'.{p.name}.{os.getpid()}.part') for p in files}
-    try:
-        for p,text in files.items(): part[p].write_bytes(text.encode('utf-8', 'replace'))
-        for p in files: os.replace(part[p], p)
-    finally:
-        for p in part.values(): p.unlink(missing_ok=True)
-
+# %% ../nbs/10a_report.ipynb #fe650cab
 def write_report(
     out:str|Path,   # a folder; report.html and report.json are written there
     title:str,      # the headline
@@ -250,3 +241,28 @@ def write_report(
         write_whole({out/'report.json': json.dumps(given, ensure_ascii=False, indent=1, allow_nan=False), out/'report.html': page})
     except OSError as e: raise StyleboostError(f'The report could not be written to {out} ({e.strerror or e}); check that it is a folder with room that you may write to.') from e
     return out/'report.html'
+
+# %% ../nbs/10a_report.ipynb #6f07fdef
+def overview(
+    ref:ImageSet,   # StyleRef
+    columns:list,   # of `Column`
+    prompts:list,   # things with `text` and `truth`
+    rows:list,      # which prompts
+    size:int=80,    # pixels of a picture
+)->Image.Image:
+    "StyleRef, prompts and columns on one labelled sheet."
+    left, top, step, font = 150, 30, size+8, lambda n: ImageFont.load_default(n)
+    heads = ['by the artist'] + [c.title for c in columns]
+    wide = max(step, 118)
+    sheet = Image.new('RGB', (left+wide*len(heads), top+step+46+step*len(rows)), 'white')
+    pen = ImageDraw.Draw(sheet)
+    some = [p for pair in zip(ref.where(True), ref.where(False)) for p in pair] or list(ref)
+    pen.text((0,6), f'{len(ref)} pictures teach the style; some of them:', 'black', font(14))
+    sheet.paste(contact_sheet(some[:10], 10, size-8, 4), (0,top))
+    for j,h in enumerate(heads): pen.multiline_text((left+wide*j+size//2, top+step+24), '\n'.join(textwrap.wrap(h, 17)), 'black', font(12), anchor='mm', align='center')
+    for i,k in enumerate(rows):
+        y = top+step+46+step*i
+        pen.multiline_text((left-12,y+size//2), '\n'.join(textwrap.wrap(prompts[k].text, 20)), 'black', font(13), anchor='rm', align='right')
+        for j,im in enumerate([prompts[k].truth and prompts[k].truth.open()]+[c.images[k] for c in columns]):
+            if im is not None: sheet.paste(im.resize((size,size), Image.LANCZOS), (left+wide*j,y))
+    return sheet

@@ -5,18 +5,20 @@
 # %% auto #0
 __all__ = ['SCHEDULERS', 'scheduler_for', 'to_pil', 'sample']
 
-# %% ../nbs/04_sampling.ipynb #95c78abf
+# %% ../nbs/04_sampling.ipynb #57eef368
+from pathlib import Path
+
 import diffusers, torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .base import Base, load_base
+from .base import Base, load_base, note_long
 from .images import StyleboostError
 from .recipes import style_prompt
 
-# %% ../nbs/04_sampling.ipynb #5fa0092b
-SCHEDULERS = dict(ddim='DDIMScheduler', ddpm='DDPMScheduler', pndm='PNDMScheduler', euler='EulerDiscreteScheduler',
-    euler_a='EulerAncestralDiscreteScheduler', dpmpp='DPMSolverMultistepScheduler', heun='HeunDiscreteScheduler', unipc='UniPCMultistepScheduler', lms='LMSDiscreteScheduler')
+# %% ../nbs/04_sampling.ipynb #a907e3c6
+SCHEDULERS = dict(ddim='DDIMScheduler', ddpm='DDPMScheduler', euler='EulerDiscreteScheduler',
+    euler_a='EulerAncestralDiscreteScheduler', dpmpp='DPMSolverMultistepScheduler', heun='HeunDiscreteScheduler', unipc='UniPCMultistepScheduler')
 
 def scheduler_for(
     base:Base,
@@ -35,7 +37,7 @@ def to_pil(
     a = (x.float().permute(0,2,3,1)/2+.5).clamp(0,1).mul(255).round().byte().cpu().numpy()
     return [Image.fromarray(i) for i in a]
 
-# %% ../nbs/04_sampling.ipynb #8ebd8374
+# %% ../nbs/04_sampling.ipynb #1f318638
 @torch.no_grad()
 def sample(
     model,                  # a `Base`, a `Run`, or what `load_base` takes
@@ -47,15 +49,19 @@ def sample(
     negative:str='',        # what to steer away from
     batch:int=32,           # pictures at a time
     size:int=None,          # pixels; the base's own resolution unless given
+    device:str=None,        # where a model that has to be loaded goes; a GPU if there is one
     raw:bool=False,         # take prompts literally even where the model knows a token
     progress:bool=False,    # show a bar
 )->list:                    # PIL pictures, in the order of the prompts
     "Draws one picture a prompt. A prompt and a seed give the same picture in any batch (to rounding)."
-    base = load_base(model) if isinstance(model, str) else model.model() if hasattr(model, 'model') else model
+    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    base = load_base(model, device) if isinstance(model, (str,Path)) else model.model(device) if hasattr(model, 'model') else model
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     seeds = list(range(seeds, seeds+len(prompts))) if isinstance(seeds, int) else list(seeds)
     if len(seeds)!=len(prompts): raise StyleboostError(f'{len(prompts)} prompts have {len(seeds)} seeds; give one seed a prompt, or a single number.')
     if base.token and not raw: prompts = [style_prompt(p, base.token) for p in prompts]
+    if steps<1: raise StyleboostError(f'{steps} sampler steps were asked for; ask for at least one.')
+    note_long(base, dict.fromkeys(prompts))
     size, out = size or base.resolution, []
     if size%base.downscale: raise StyleboostError(f'{size} pixels are no multiple of {base.downscale}, the step of this base\'s autoencoder.')
     shape = (base.unet.config.in_channels, size//base.downscale, size//base.downscale)

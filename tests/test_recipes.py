@@ -62,7 +62,7 @@ def test_a_prompt_with_captions_is_refused_where_one_is_missing(ref, refused):
 def test_an_order_for_pictures_has_a_prompt_for_each(): assert Binding(Generated('a dog', 3), 'a dog').prompts()==['a dog']*3
 
 def test_the_style_is_asked_for_in_the_words_it_was_learnt_by(ref):
-    assert no_prior(ref, 'ukj', preset='paper').prompt('a dog')==style_prompt('a dog', 'ukj')=='a photo of ukj style, a dog'
+    assert no_prior(ref, 'ukj', preset='paper').bindings[0].prompts()[0]+', a dog'==style_prompt('a dog', 'ukj')=='a photo of ukj style, a dog'
 
 # presets
 

@@ -6,9 +6,8 @@
 __all__ = ['GROUPS', 'BODY', 'TONES', 'COLOURS', 'MIT', 'fetch_icons', 'draw', 'vocabulary', 'emoji_records', 'colour_word',
            'option_words', 'avatar_caption', 'avatar_records', 'draw_corpus', 'write_pack', 'build_packs']
 
-# %% ../../nbs/world/01_artwork.ipynb #a342fd19
+# %% ../../nbs/world/01_artwork.ipynb #89ee95f1
 import io, json, re, subprocess, tarfile, zipfile
-from collections import defaultdict
 from importlib.resources import files
 from pathlib import Path
 

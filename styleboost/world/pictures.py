@@ -6,8 +6,8 @@
 __all__ = ['LICENCES', 'SETS', 'PACKS', 'STYLES', 'Artwork', 'style_word', 'plain_name', 'subject_of', 'split_of', 'pictures',
            'style_ref', 'reference', 'prompts', 'pool', 'pools']
 
-# %% ../../nbs/world/00_pictures.ipynb #d18e1fcf
-import hashlib, io, json, re, zipfile
+# %% ../../nbs/world/00_pictures.ipynb #f0c25cea
+import hashlib, json, re, zipfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -166,7 +166,7 @@ def prompts(
     if k>min(map(len, halves)): raise StyleboostError(f'{style} has {min(map(len, halves))} {split} prompts of each half, {k} were asked for.')
     return [Prompt(p.caption, p.people, p) for h in halves for p in h[:k]]
 
-# %% ../../nbs/world/00_pictures.ipynb #795a0b7e
+# %% ../../nbs/world/00_pictures.ipynb #f9f45384
 def pool(
     name:str,  # 'people', 'things', or one set
 )->ImageSet:
@@ -174,6 +174,7 @@ def pool(
     if name in ('people','things'):
         sets = [pictures(k) for k,s in SETS.items() if s.use=='pool' and (s.noun=='person')==(name=='people')]
         return ImageSet([s[i] for i in range(min(map(len,sets))) for s in sets], name=f'world:{name}')
+    if name in SETS and SETS[name].use!='pool': raise StyleboostError(f'{name} is no pool of auxiliary images; choose {", ".join(pools())}.')
     return pictures(name)
 
 def pools()->dict:

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['SCHEDULE', 'BUDGETS', 'Corpus', 'load_corpus', 'packed_corpus', 'fit', 'new_autoencoder', 'augment',
            'autoencoder_loss', 'psnr', 'whiten', 'train_tokenizer', 'new_text_encoder', 'contrast_loss', 'new_unet',
-           'encode_all', 'denoise_loss', 'pretrain', 'write_base', 'scorecard']
+           'encode_all', 'denoise_loss', 'pretrain', 'write_base', 'scorecard', 'history']
 
-# %% ../../nbs/world/02_pretraining.ipynb #2557aeba
+# %% ../../nbs/world/02_pretraining.ipynb #9af58f88
 import json, random, time
 from collections import defaultdict
 from pathlib import Path
@@ -24,7 +24,7 @@ from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ..base import Base, quiet
-from ..features import ImageEncoder, Judge, to_tensor
+from ..features import PERSON, ImageEncoder, Judge, to_tensor
 from ..metrics import kid
 from ..sampling import sample
 from .pictures import SETS, pictures, plain_name, split_of, style_word
@@ -130,7 +130,7 @@ def fit(
         for p,a in zip(params, avg): p.copy_(a)
     return modules
 
-# %% ../../nbs/world/02_pretraining.ipynb #456ee6f2
+# %% ../../nbs/world/02_pretraining.ipynb #0bbc58a4
 def new_autoencoder()->AutoencoderKL:
     "64 x 64 pixels to 16 x 16 latents of 8 channels; 1.4 million parameters."
     return AutoencoderKL(block_out_channels=(16,48,96), latent_channels=8, layers_per_block=1, norm_num_groups=8, sample_size=64,
@@ -158,7 +158,7 @@ def augment(
     return torch.where(pick(.2)[:,None,None,None]&edge, ink.expand_as(x), x).clamp(-1,1)
 
 def autoencoder_loss(vae, corpus, batch=16):
-    "L1, L1 of the picture's gradients, and a little KL."
+    "L1, L1 of the picture's gradients, squared error, and a little KL."
     def loss(rng):
         x = augment(corpus.images([rng.choice(corpus.train) for _ in range(batch)])).contiguous(memory_format=torch.channels_last)
         with torch.autocast(x.device.type, torch.bfloat16):
@@ -254,7 +254,7 @@ def contrast_loss(image, judge_text, logit, tokenizer, corpus, base_text=None, w
         return sum(parts.values()), parts
     return loss
 
-# %% ../../nbs/world/02_pretraining.ipynb #cfe18216
+# %% ../../nbs/world/02_pretraining.ipynb #5b89dbb8
 def new_unet(latents:int=8, width:int=192)->UNet2DConditionModel:
     "A U-Net for 16 x 16 latents; 13 million parameters."
     return UNet2DConditionModel(sample_size=16, in_channels=latents, out_channels=latents, block_out_channels=(64,128,208), layers_per_block=1, norm_num_groups=16,
@@ -280,7 +280,7 @@ def denoise_loss(unet, text, tokenizer, moments, corpus, batch=64, empty=.1, gam
         m, s = moments[idx].float().chunk(2, 1)
         z = m + s*torch.randn_like(m)
         ids = tokenizer([corpus.caption(i, rng, empty) for i in idx], padding='max_length', truncation=True, return_tensors='pt').input_ids.to(z.device)
-        t = ((torch.arange(batch)+torch.rand(batch))/batch*1000).long().to(z.device)      # stratified: less noise in the gradient
+        t = ((torch.arange(batch)+torch.rand(batch))/batch*1000).long().clamp(max=999).to(z.device)      # stratified: less noise in the gradient
         eps = torch.randn_like(z)
         zt = noise.add_noise(z, eps, t).contiguous(memory_format=torch.channels_last)
         with torch.autocast(z.device.type, torch.bfloat16):
@@ -350,7 +350,7 @@ def write_base(
     parts['judge'].save(folder/'judge')
     return folder/'base'
 
-# %% ../../nbs/world/02_pretraining.ipynb #d156b91d
+# %% ../../nbs/world/02_pretraining.ipynb #7854dde5
 def scorecard(
     base:Base,
     judge:Judge,
@@ -385,11 +385,18 @@ def scorecard(
         f, half = judge.features(every), len(every)//2
         rows[name] = dict(style_right=sum(s==name for s in judge.style_of(x))/n, style_right_real=sum(s==name for s in judge.style_of(corpus.images(idx)))/len(idx),
             kid=kid(judge.features(x), f)[0], kid_autoencoded=kid(judge.features(again)[:half], f[half:])[0],
-            people=int(people.sum()), person_drawn=((judge.people(x)>.5)&people).sum().item(), person_unasked=((judge.people(x)>.5)&~people).sum().item(),
-            people_right_real=((judge.people(corpus.images(idx))>.5)==torch.tensor([corpus.records[i]['people'] for i in idx])).float().mean().item())
+            people=int(people.sum()), person_drawn=((judge.people(x)>PERSON)&people).sum().item(), person_unasked=((judge.people(x)>PERSON)&~people).sum().item(),
+            people_right_real=((judge.people(corpus.images(idx))>PERSON)==torch.tensor([corpus.records[i]['people'] for i in idx])).float().mean().item())
         drawn[name] = (ims, pick)
     table = pd.DataFrame(rows).T
     asked, things = table.people.sum(), n*len(table)-table.people.sum()
     top.update(samples=n*len(table), style_right=table.style_right.mean(), style_right_real=table.style_right_real.mean(), style_chance=1/len(table),
         people_prompts=int(asked), person_when_asked=table.person_drawn.sum()/asked, person_unasked=table.person_unasked.sum()/max(things,1), people_right_real=table.people_right_real.mean())
     return {k:round(float(v),4) if isinstance(v,(float,np.floating)) else v for k,v in top.items()}, table.round(3), drawn
+
+# %% ../../nbs/world/02_pretraining.ipynb #058ca9a9
+def history(
+    out:str|Path,  # the folder of `pretrain`
+)->dict:           # stage -> rows of its log
+    "The curves of every stage."
+    return {f.stem:[json.loads(l) for l in f.read_text().splitlines()] for f in sorted(Path(out).glob('*.jsonl'))}
