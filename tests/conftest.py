@@ -3,15 +3,16 @@ import os, tempfile
 _cache = tempfile.TemporaryDirectory(prefix='styleboost-tests-')
 os.environ |= dict(HF_HUB_OFFLINE='1', STYLEBOOST_CACHE=_cache.name, TOKENIZERS_PARALLELISM='false')   # before any import that reads them
 
-import copy
+import copy, shutil
 from contextlib import contextmanager
 from dataclasses import replace
+from pathlib import Path
 
 import pytest, torch
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
-from styleboost.base import TINY, load_base
+from styleboost.base import TINY, load_base, weights_hash
 from styleboost.images import ImageSet, Picture, StyleboostError, png
 from styleboost.recipes import Recipe, no_prior, with_prior
 
@@ -34,13 +35,14 @@ def lively(base):
 
 @pytest.fixture(scope='session')
 def base_copy():
-    "Makes a folder with the embedded base in it; its files are links, so replace one before writing to it."
-    def make(folder):
-        for f in (f for f in TINY.rglob('*') if f.is_file()):
-            to = folder/f.relative_to(TINY)
-            to.parent.mkdir(parents=True, exist_ok=True); to.symlink_to(f)
-        return folder
-    return make
+    "Makes a folder with a copy of the embedded base in it."
+    return lambda folder: Path(shutil.copytree(TINY, folder, dirs_exist_ok=True))
+
+@pytest.fixture(scope='session', autouse=True)
+def the_shipped_base_stays_as_it_is():
+    before = weights_hash(TINY)
+    yield
+    assert weights_hash(TINY)==before
 
 def _picture(name, size=(64,64), people=None, caption=None, seed=None):
     g = torch.Generator().manual_seed(sum(map(ord, name)) if seed is None else seed)
