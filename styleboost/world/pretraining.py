@@ -130,7 +130,7 @@ def fit(
         for p,a in zip(params, avg): p.copy_(a)
     return modules
 
-# %% ../../nbs/world/02_pretraining.ipynb #0bbc58a4
+# %% ../../nbs/world/02_pretraining.ipynb #73cd6009
 def new_autoencoder()->AutoencoderKL:
     "64 x 64 pixels to 16 x 16 latents of 8 channels; 1.4 million parameters."
     return AutoencoderKL(block_out_channels=(16,48,96), latent_channels=8, layers_per_block=1, norm_num_groups=8, sample_size=64,
@@ -157,7 +157,11 @@ def augment(
     ink = torch.where(pick(.3), 1., -1.)[:,None,None,None].clamp(max=-.2)
     return torch.where(pick(.2)[:,None,None,None]&edge, ink.expand_as(x), x).clamp(-1,1)
 
-def autoencoder_loss(vae, corpus, batch=16):
+def autoencoder_loss(
+    vae:AutoencoderKL,
+    corpus:Corpus,
+    batch:int=16,  # pictures a step
+):                 # function of a `random.Random`, for `fit`
     "L1, L1 of the picture's gradients, squared error, and a little KL."
     def loss(rng):
         x = augment(corpus.images([rng.choice(corpus.train) for _ in range(batch)])).contiguous(memory_format=torch.channels_last)
@@ -226,8 +230,17 @@ def new_text_encoder(
         max_position_embeddings=tokenizer.model_max_length, projection_dim=width, eos_token_id=tokenizer.eos_token_id, bos_token_id=tokenizer.bos_token_id,
         pad_token_id=tokenizer.pad_token_id, hidden_act='quick_gelu'))
 
-# %% ../../nbs/world/02_pretraining.ipynb #4afa15de
-def contrast_loss(image, judge_text, logit, tokenizer, corpus, base_text=None, wide=0., batch=128):
+# %% ../../nbs/world/02_pretraining.ipynb #28d3c973
+def contrast_loss(
+    image:ImageEncoder,
+    judge_text:CLIPTextModelWithProjection,           # the judge's own reader
+    logit:nn.Linear,                                  # its weights are the logarithms of the scales
+    tokenizer:CLIPTokenizer,
+    corpus:Corpus,
+    base_text:CLIPTextModelWithProjection=None,       # the base's reader, if it trains too
+    wide:float=0.,                                    # share of strongly changed pictures
+    batch:int=128,                                    # distinct pictures a step
+):                                                    # function of a `random.Random`, for `fit`
     "CLIP's symmetric cross-entropy for one or both text encoders, and the judge's two heads; a share `wide` of the pictures is augmented as in stage 1."
     def loss(rng):
         idx = list(dict.fromkeys(corpus.draw(rng, 2*batch)))[:batch]
@@ -254,7 +267,7 @@ def contrast_loss(image, judge_text, logit, tokenizer, corpus, base_text=None, w
         return sum(parts.values()), parts
     return loss
 
-# %% ../../nbs/world/02_pretraining.ipynb #5b89dbb8
+# %% ../../nbs/world/02_pretraining.ipynb #7abe07c2
 def new_unet(latents:int=8, width:int=192)->UNet2DConditionModel:
     "A U-Net for 16 x 16 latents; 13 million parameters."
     return UNet2DConditionModel(sample_size=16, in_channels=latents, out_channels=latents, block_out_channels=(64,128,208), layers_per_block=1, norm_num_groups=16,
@@ -265,13 +278,26 @@ def new_unet(latents:int=8, width:int=192)->UNet2DConditionModel:
 SCHEDULE = dict(num_train_timesteps=1000, beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear')
 
 @torch.no_grad()
-def encode_all(vae, corpus, batch=128):
+def encode_all(
+    vae:AutoencoderKL,
+    corpus:Corpus,
+    batch:int=128,  # pictures at a time
+)->torch.Tensor:    # (pictures, 2*channels, 16, 16) means and deviations
     "The moments of every picture, so that the autoencoder runs once."
     z = [torch.cat((q.mean, q.std), 1).half() for b in tqdm(torch.arange(len(corpus.pixels)).split(batch), desc='encoding')
          for q in [vae.encode(corpus.images(b.tolist())).latent_dist]]
     return torch.cat(z)
 
-def denoise_loss(unet, text, tokenizer, moments, corpus, batch=64, empty=.1, gamma=5.):
+def denoise_loss(
+    unet:UNet2DConditionModel,
+    text:CLIPTextModel,      # frozen
+    tokenizer:CLIPTokenizer,
+    moments:torch.Tensor,    # from `encode_all`
+    corpus:Corpus,
+    batch:int=64,            # pictures a step
+    empty:float=.1,          # share of empty captions, for guidance
+    gamma:float=5.,          # of min-SNR
+):                           # function of a `random.Random`, for `fit`
     "Noise prediction with min-SNR weights (Hang et al. 2023, eq. 8)."
     noise = DDPMScheduler(**SCHEDULE)
     ac = noise.alphas_cumprod.to(moments.device)
@@ -292,8 +318,8 @@ def denoise_loss(unet, text, tokenizer, moments, corpus, batch=64, empty=.1, gam
         return value, dict(loss=value, mse=mse.mean())
     return loss
 
-# %% ../../nbs/world/02_pretraining.ipynb #685440f9
-BUDGETS = dict(autoencoder=1800, contrast=600, judge=1500, denoiser=4500)  # seconds
+# %% ../../nbs/world/02_pretraining.ipynb #291482a6
+BUDGETS = dict(autoencoder=1800, contrast=600, judge=1500, denoiser=9700)  # seconds
 
 def pretrain(
     corpus:Corpus,
@@ -350,13 +376,14 @@ def write_base(
     parts['judge'].save(folder/'judge')
     return folder/'base'
 
-# %% ../../nbs/world/02_pretraining.ipynb #7854dde5
+# %% ../../nbs/world/02_pretraining.ipynb #b210abfe
 def scorecard(
     base:Base,
     judge:Judge,
     corpus:Corpus,
     n:int=20,            # samples of each style
     steps:int=25,        # of the sampler
+    guidance:float=4.,   # of the sampler; a small model takes less than the 7 that Stable Diffusion is used to
     seed:int=0,
 )->tuple:                # a dict of numbers, a table by style, and the pictures by style
     "Autoencoder, judge and samples, measured on what was held out."
@@ -377,7 +404,7 @@ def scorecard(
     for name in corpus.styles:
         cells = corpus.cells[name]
         pick = [rng.choice(cells)[0] for _ in range(n)]
-        ims = sample(base, [corpus.caption(i) for i in pick], rng.randrange(10**6), steps)
+        ims = sample(base, [corpus.caption(i) for i in pick], rng.randrange(10**6), steps, guidance)
         x, truth, idx = to_tensor(ims), corpus.images(pick), by_set(plain, name)
         people = torch.tensor([corpus.records[i]['people'] for i in pick])
         every = corpus.images([c[0] for c in cells][:400])
@@ -390,7 +417,7 @@ def scorecard(
         drawn[name] = (ims, pick)
     table = pd.DataFrame(rows).T
     asked, things = table.people.sum(), n*len(table)-table.people.sum()
-    top.update(samples=n*len(table), style_right=table.style_right.mean(), style_right_real=table.style_right_real.mean(), style_chance=1/len(table),
+    top.update(samples=n*len(table), guidance=guidance, style_right=table.style_right.mean(), style_right_real=table.style_right_real.mean(), style_chance=1/len(table),
         people_prompts=int(asked), person_when_asked=table.person_drawn.sum()/asked, person_unasked=table.person_unasked.sum()/max(things,1), people_right_real=table.people_right_real.mean())
     return {k:round(float(v),4) if isinstance(v,(float,np.floating)) else v for k,v in top.items()}, table.round(3), drawn
 
