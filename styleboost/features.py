@@ -45,7 +45,7 @@ class ImageEncoder(nn.Module):
         self.project, self.person, self.style = nn.Linear(w[-1], shared), nn.Linear(w[-1], 1), nn.Linear(w[-1], styles)
     def forward(self, x): return self.trunk(x).mean((2,3))
 
-# %% ../nbs/03_features.ipynb #61d8a99b
+# %% ../nbs/03_features.ipynb #fbb67abb
 JUDGE = Path(__file__).parent/'world'/'judge' if '__file__' in globals() else Path('../styleboost/world/judge')
 
 PERSON = .2  # probability from which a picture counts as one with a person: where misses and false alarms balance on held-out subjects of the pre-training sets
@@ -71,16 +71,25 @@ class Judge(nn.Module):
         self.requires_grad_(False).eval()
     @torch.no_grad()
     def features(self, images, batch:int=256):
+        "(n, width) features of pictures, or of a tensor (n, 3, 64, 64) in [-1, 1]."
         x = images if isinstance(images, torch.Tensor) else to_tensor(images)
         return torch.cat([self.image(b) for b in x.split(batch)])
-    def embed_images(self, images): return F.normalize(self.image.project(self.features(images)), dim=-1)
+    def embed_images(self, images):
+        "(n, shared) unit vectors in the space that pictures share with texts."
+        return F.normalize(self.image.project(self.features(images)), dim=-1)
     @torch.no_grad()
     def embed_texts(self, texts, batch:int=256):
+        "(n, shared) unit vectors of texts."
         ids = self.tokenizer(list(texts), padding='max_length', truncation=True, return_tensors='pt').input_ids
         return torch.cat([F.normalize(self.text(b).text_embeds, dim=-1) for b in ids.split(batch)])
-    def people(self, images): return self.image.person(self.features(images)).sigmoid()[:,0]
-    def style_of(self, images): return [self.styles[i] for i in self.image.style(self.features(images)).argmax(-1).tolist()]
+    def people(self, images):
+        "(n,) probabilities that a picture shows a person; see `PERSON` for where the line is drawn."
+        return self.image.person(self.features(images)).sigmoid()[:,0]
+    def style_of(self, images):
+        "The pre-training style that each picture looks most like."
+        return [self.styles[i] for i in self.image.style(self.features(images)).argmax(-1).tolist()]
     def save(self, folder):
+        "Writes the encoders in half precision, for `load_judge`."
         folder = Path(folder); folder.mkdir(parents=True, exist_ok=True)
         save_file({k:v.half().contiguous() for k,v in self.image.state_dict().items()}, folder/'image_encoder.safetensors')
         (folder/'config.json').write_text(json.dumps(dict(styles=self.styles, width=self.image.trunk[0][0].out_channels, shared=self.image.project.out_features)))

@@ -255,20 +255,21 @@ def save(self:ImageSet,
     folder.rmdir(); work.rename(folder)
     return folder
 
-# %% ../nbs/00_images.ipynb #c32243e6
+# %% ../nbs/00_images.ipynb #e5e40139
 def fit(
     im:Image.Image,       # any size
-    size:int,             # pixels of the square
+    size:int|tuple,       # pixels of the square, or width and height
     where:tuple=(.5,.5),  # which part of the long side is kept, 0-1 across and down
     flip:bool=False,      # mirrored
 )->Image.Image:
-    "A square of the picture at `size` pixels."
-    im = ImageOps.fit(im, (size,size), Image.LANCZOS, centering=where)
+    "A square, or a rectangle, of the picture at `size` pixels."
+    im = ImageOps.fit(im, (size,size) if isinstance(size, int) else size, Image.LANCZOS, centering=where)
     return ImageOps.mirror(im) if flip else im
 
 def is_small(
     im:Image.Image,  # any size
-    size:int,        # pixels of the square
+    size:int|tuple,  # pixels of the square, or width and height
 )->bool:
     "Whether `fit` has to enlarge the picture."
-    return min(im.size)<size
+    w, h = (size,size) if isinstance(size, int) else size
+    return im.width<w or im.height<h

@@ -65,7 +65,7 @@ def style_similarity(
     r, x = ((style_statistics(i, judge)-m)/s for i in (reference, images))
     return F.cosine_similarity(x, r.mean(0)[None])/F.cosine_similarity(r, r.mean(0)[None]).mean()
 
-# %% ../nbs/10_metrics.ipynb #8a3dddca
+# %% ../nbs/10_metrics.ipynb #3f4d0ff4
 METRICS = dict(
     kid=('KID to the true style', 'down', 'Distance between the cloud of these pictures and the cloud of the style\'s own; 0 is alike.'),
     style=('style similarity', 'up', 'Nearness of colours, lines and textures to the style; 1 is as near as its own pictures.'),
@@ -82,6 +82,9 @@ def score(
     "Scores pictures against a style's own and against their prompts."
     if len(images)!=len(prompts): raise StyleboostError(f'{len(images)} pictures and {len(prompts)} prompts do not pair up; give one picture a prompt.')
     judge, rows = judge or load_judge(), {}
+    silent = [i for i,p in enumerate(prompts) if not p.text]
+    if silent: note(f'{len(silent)} of {len(prompts)} pictures have no prompt, the first at place {silent[0]+1}; their text alignment says nothing.')
+    if all(p.people is None for p in prompts): note('No prompt says whether it asks for people, so people and things are not scored apart; give the prompts as a .tsv with a people column, or the pictures a metadata.jsonl.')
     for group,flag in dict(people=True, things=False, all=None).items():
         keep = [i for i,p in enumerate(prompts) if flag is None or p.people==flag]
         if not keep: continue

@@ -166,7 +166,7 @@ dialog{border:0;outline:0;border-radius:12px;padding:20px;background:var(--panel
 @media (max-width:760px){main{padding-top:32px}h2{margin-top:48px}thead th,.grid .row th{font-size:11px}} @media print{thead th{position:static}.row,.set,.scores tbody{break-inside:avoid}}
 '''
 
-# %% ../nbs/10a_report.ipynb #db35d627
+# %% ../nbs/10a_report.ipynb #d3c9745c
 PAGE = '''<!DOCTYPE html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width,initial-scale=1"><title>{{title}}</title>
 <meta http-equiv="Content-Security-Policy" content="default-src 'none';img-src data:;style-src 'unsafe-inline';script-src 'unsafe-inline'"><link rel="icon" href="data:,">
@@ -189,7 +189,7 @@ PAGE = '''<!DOCTYPE html>
 {% if table %}<section><h2>The numbers</h2><p class="about">The best arm of each row is underlined where the arms differ.{% if columns|rejectattr('trained')|list %} The untouched base is there for comparison and takes no part.{% endif %} The number of pictures is n.</p>
 <table class="scores{{many}}"><colgroup><col><col>{% for c in columns %}<col>{% endfor %}</colgroup><thead><tr>{{heads(['', ''])}}</tr></thead>
 {% for m in table %}<tbody>{% for r in m.rows %}<tr>{% if loop.first %}<th class="what" rowspan="{{m.rows|length}}" scope="rowgroup"><b>{{m.label}}</b>&nbsp;<small title="{{'more' if m.way=='up' else 'less'}} is better">{{'↑' if m.way=='up' else '↓'}}</small><span>{{m.meaning}}</span></th>{% endif %}
-<th scope="row">{{r.group}}{% if r.n %} <span class="n">n {{r.n}}</span>{% endif %}</th>{% for text,best in r.cells %}<td style="--c:{{colour[columns[loop.index0].name]}}">{% if best %}<mark>{{text}}</mark>{% else %}{{text}}{% endif %}</td>{% endfor %}</tr>
+<th scope="row">{{r.group}}{% if r.n %} <span class="n">n {{r.n|int}}</span>{% endif %}</th>{% for text,best in r.cells %}<td style="--c:{{colour[columns[loop.index0].name]}}">{% if best %}<mark>{{text}}</mark>{% else %}{{text}}{% endif %}</td>{% endfor %}</tr>
 {% endfor %}</tbody>{% endfor %}</table></section>{% endif %}
 {% if curves %}<section><h2>How the losses fell</h2><p class="about">One panel a binding. Smoothed, because a single step’s loss depends mostly on the noise level it drew; a lower loss is not a better style.</p>{{curves|safe}}</section>{% endif %}
 <footer><h2>To do it again</h2><dl>{% for k,v in facts.items() %}<div><dt>{{k}}</dt><dd>{{v}}</dd></div>{% endfor %}{% if artwork %}<div class="wide"><dt>artwork shown</dt><dd>{{artwork}}</dd></div>{% endif %}</dl></footer>

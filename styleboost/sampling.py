@@ -5,18 +5,20 @@
 # %% auto #0
 __all__ = ['SCHEDULERS', 'scheduler_for', 'to_pil', 'sample']
 
-# %% ../nbs/04_sampling.ipynb #57eef368
+# %% ../nbs/04_sampling.ipynb #633f7464
+import inspect
 from pathlib import Path
 
 import diffusers, torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .base import Base, load_base, note_long
-from .images import StyleboostError
+from .base import Base, Condition, load_base, note_long
+from .devices import pick_device
+from .images import StyleboostError, note
 from .recipes import style_prompt
 
-# %% ../nbs/04_sampling.ipynb #a907e3c6
+# %% ../nbs/04_sampling.ipynb #6cd0db78
 SCHEDULERS = dict(ddim='DDIMScheduler', ddpm='DDPMScheduler', euler='EulerDiscreteScheduler',
     euler_a='EulerAncestralDiscreteScheduler', dpmpp='DPMSolverMultistepScheduler', heun='HeunDiscreteScheduler', unipc='UniPCMultistepScheduler')
 
@@ -27,7 +29,12 @@ def scheduler_for(
     "A sampling scheduler for the noise that the base was trained with."
     cls = getattr(diffusers, SCHEDULERS.get(name, name), None)
     if cls is None or not hasattr(cls, 'set_timesteps'): raise StyleboostError(f'There is no scheduler {name!r}; choose {", ".join(SCHEDULERS)}, or the name of a diffusers scheduler class.')
-    return cls.from_config(base.noise.config)
+    try: sched = cls.from_config(base.noise.config)
+    except ImportError as e: raise StyleboostError(f'The scheduler {name} needs a library that is not installed ({str(e).split(" library")[0].split()[-1]}); install it, or choose {", ".join(SCHEDULERS)}.') from e
+    plain = dict(prediction_type='epsilon', rescale_betas_zero_snr=False)
+    deaf = [k for k,v in plain.items() if base.noise.config.get(k, v)!=v and k not in inspect.signature(cls.__init__).parameters]
+    if deaf: note(f'{base.name} asks for {", ".join(f"{k}={base.noise.config[k]}" for k in deaf)}, which {cls.__name__} does not know; its pictures will be off, and {next(iter(SCHEDULERS))} is safer.')
+    return sched
 
 # %% ../nbs/04_sampling.ipynb #6eb60499
 def to_pil(
@@ -37,24 +44,32 @@ def to_pil(
     a = (x.float().permute(0,2,3,1)/2+.5).clamp(0,1).mul(255).round().byte().cpu().numpy()
     return [Image.fromarray(i) for i in a]
 
-# %% ../nbs/04_sampling.ipynb #1f318638
+# %% ../nbs/04_sampling.ipynb #14b58e13
+def _conditions(base, prompts, negative, guided):
+    "The prompts, and for guidance what to steer away from before them."
+    if not guided: return base.condition(prompts)
+    if negative is not None or not base.force_zeros: return base.condition([negative or '']*len(prompts)+prompts)
+    c = base.condition(prompts)
+    return Condition.cat([c.map(torch.zeros_like), c])
+
 @torch.no_grad()
 def sample(
     model,                  # a `Base`, a `Run`, or what `load_base` takes
     prompts:list|str,       # what to draw
     seeds:list|int=0,       # a seed for each picture, or the first of consecutive ones
     steps:int=30,           # of the scheduler
-    guidance:float=7.,      # 1 turns guidance off
+    guidance:float=7.,      # 1 or less turns guidance off
     scheduler:str='ddim',   # see `scheduler_for`
-    negative:str='',        # what to steer away from
+    negative:str=None,      # what to steer away from; None is the empty prompt, or zeros for a base that was trained with them
     batch:int=32,           # pictures at a time
-    size:int=None,          # pixels; the base's own resolution unless given
-    device:str=None,        # where a model that has to be loaded goes; a GPU if there is one
+    size:int|tuple=None,    # pixels, or height and width; the base's own resolution unless given
+    frame:tuple=None,       # what SDXL is told of each picture (see `Base.predict`): of its own size and uncut unless given
+    device:str=None,        # where a model that has to be loaded goes; the fastest there is unless given
     raw:bool=False,         # take prompts literally even where the model knows a token
     progress:bool=False,    # show a bar
 )->list:                    # PIL pictures, in the order of the prompts
     "Draws one picture a prompt. A prompt and a seed give the same picture in any batch (to rounding)."
-    device = device or ('cuda' if torch.cuda.is_available() else 'cpu')
+    device = pick_device(device)
     base = load_base(model, device) if isinstance(model, (str,Path)) else model.model(device) if hasattr(model, 'model') else model
     prompts = [prompts] if isinstance(prompts, str) else list(prompts)
     seeds = list(range(seeds, seeds+len(prompts))) if isinstance(seeds, int) else list(seeds)
@@ -62,20 +77,22 @@ def sample(
     if base.token and not raw: prompts = [style_prompt(p, base.token) for p in prompts]
     if steps<1: raise StyleboostError(f'{steps} sampler steps were asked for; ask for at least one.')
     note_long(base, dict.fromkeys(prompts))
-    size, out = size or base.resolution, []
-    if size%base.downscale: raise StyleboostError(f'{size} pixels are no multiple of {base.downscale}, the step of this base\'s autoencoder.')
-    shape = (base.unet.config.in_channels, size//base.downscale, size//base.downscale)
+    if frame is not None and base.family!='sdxl': raise StyleboostError(f'{base.name} is no SDXL and cannot be told a frame; leave the frame out.')
+    size, guided, out = size or base.resolution, guidance>1, []
+    size = (size,size) if isinstance(size, int) else tuple(size)
+    if any(s%base.downscale for s in size): raise StyleboostError(f'{" by ".join(map(str, dict.fromkeys(size)))} pixels are no multiple of {base.downscale}, the step of this base\'s autoencoder.')
+    shape = (base.unet.config.in_channels, *(s//base.downscale for s in size))
     with tqdm(total=len(prompts)*steps, desc='sampling', disable=not progress, unit='step') as bar:
         for i in range(0, len(prompts), batch):
             ps, gens = prompts[i:i+batch], [torch.Generator().manual_seed(s) for s in seeds[i:i+batch]]
             sched = scheduler_for(base, scheduler); sched.set_timesteps(steps)
             z = torch.stack([torch.randn(shape, generator=g) for g in gens]).to(base.device, base.unet.dtype)*sched.init_noise_sigma
-            c = base.condition([negative]*len(ps)+ps if guidance!=1 else ps)
+            c = _conditions(base, ps, negative, guided)
             extra = dict(generator=gens) if 'generator' in sched.step.__code__.co_varnames else {}
             for t in sched.timesteps:
-                zin = sched.scale_model_input(torch.cat([z,z]) if guidance!=1 else z, t)
-                e = base.predict(zin, t, c)
-                if guidance!=1:
+                zin = sched.scale_model_input(torch.cat([z,z]) if guided else z, t)
+                e = base.predict(zin, t, c, frame)
+                if guided:
                     e0, e1 = e.chunk(2)
                     e = e0 + guidance*(e1-e0)
                 z = sched.step(e, t, z, **extra).prev_sample

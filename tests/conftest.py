@@ -12,9 +12,11 @@ import pytest, torch
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
-from styleboost.base import TINY, load_base, weights_hash
+from styleboost.base import load_base
+from styleboost.blanks import blank
 from styleboost.images import ImageSet, Picture, StyleboostError, png
 from styleboost.recipes import Recipe, no_prior, with_prior
+from styleboost.sources import TINY, weights_hash
 
 settings.register_profile('tests', deadline=None, derandomize=True, database=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 settings.load_profile('tests')
@@ -37,6 +39,33 @@ def lively(base):
 def base_copy():
     "Makes a folder with a copy of the embedded base in it."
     return lambda folder: Path(shutil.copytree(TINY, folder, dirs_exist_ok=True))
+
+@pytest.fixture(scope='session')
+def family_base():
+    "Makes a small random base of a family, disturbed so that pictures depend on prompts; `noise` are scheduler settings."
+    def make(family, seed=0, **noise):
+        b, g = blank(family, seed=seed, **noise), torch.Generator().manual_seed(seed)
+        for m in b.models.values():
+            for p in m.parameters(): p.data += .5*p.data.std().nan_to_num(0)*torch.randn(p.shape, generator=g)
+        return b
+    return make
+
+@pytest.fixture(scope='session')
+def family_folder(family_base, tmp_path_factory):
+    "The folder of such a base, as diffusers saves it; no test may change it (see `own_folder`)."
+    made = {}
+    def folder(family, **noise):
+        key = (family, *sorted(noise.items()))
+        if key not in made:
+            made[key] = tmp_path_factory.mktemp(family)/'base'
+            family_base(family, **noise).pipeline().save_pretrained(made[key])
+        return made[key]
+    return folder
+
+@pytest.fixture
+def own_folder(family_folder, tmp_path):
+    "A copy of such a folder that a test may spoil."
+    return lambda family, **noise: Path(shutil.copytree(family_folder(family, **noise), tmp_path/family))
 
 @pytest.fixture(scope='session', autouse=True)
 def the_shipped_base_stays_as_it_is():

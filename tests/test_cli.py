@@ -15,10 +15,11 @@ from styleboost.training import Run
 
 OPTIONS = dict(
     demo='--style --out --quick --seed --aux',
-    train='--ref --out --aux --base --recipe --preset --method --text-encoder --no-text-encoder --token --aux-count --class-prompt --prior-weight --resolution --steps --batch --lr --min-snr --precision --checkpoint --seed --tracker --resume',
+    train='--ref --out --aux --base --recipe --preset --method --text-encoder --rank --alpha --targets --no-text-encoder --token --aux-count --class-prompt --prior-weight --resolution --steps --batch --lr --min-snr --precision --memory --attention --checkpointing --no-checkpointing --optimizer --fused-backward --no-fused-backward --weights --accumulate --buckets --no-buckets --latents --snapshots --checkpoint --seed --tracker --resume',
     sample='--out --prompt --prompts --n --seed --steps --guidance --scheduler --negative',
+    plan='--base --memory --method --text-encoder --no-text-encoder --prior --no-prior --resolution --batch --device',
     score='--reference --out',
-    export='--out --to',
+    export='--out --to --half --pictures --no-pictures --push',
     env='')
 
 def in_process(*args):
@@ -83,7 +84,7 @@ def test_every_option_says_what_it_is_for():
 def test_train_says_what_it_binds_and_leaves_a_run(trained):
     run = Run(trained.folder)
     assert run.done and [f'{r}: {n} pictures' in trained.out for r,n in (('style',3),('prior',4))]==[True]*2 and 'weight 0.5' in trained.out and '"a photo of art"' in trained.out
-    assert {p.name for p in run.folder.iterdir()}=={'recipe.json','log.jsonl','weights','samples'} and len(ImageSet.from_folder(run.folder/'samples'))==8
+    assert {p.name for p in run.folder.iterdir()}=={'recipe.json','log.jsonl','weights','sheets','samples'} and len(ImageSet.from_folder(run.folder/'samples'))==8
 
 def test_options_go_before_the_recipe_file_and_that_before_the_preset(trained):
     r = Run(trained.folder).recipe
@@ -232,7 +233,14 @@ def test_control_c_keeps_the_work_and_says_so(here, tmp_path):
     assert run.checkpoint and json.loads((run.checkpoint/'state.json').read_text())['step']>=10
     assert re.search(r'Stopped after \d+ of 5000 steps; resume to go on\.', err)
 
-def test_several_processes_are_refused_in_one_sentence(here, tmp_path):
+def test_a_batch_that_two_processes_cannot_share_is_refused_in_one_sentence(here, tmp_path):
     call = [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', '-m', 'styleboost.cli', 'train', '--ref', here/'ref', '--aux', 'none', '--recipe', here/'cheap.json', '--out', 'run']
     done = subprocess.run([*map(str, call)], cwd=tmp_path, env=os.environ|dict(ACCELERATE_USE_CPU='true', OMP_NUM_THREADS='1'), capture_output=True, text=True, timeout=200)
-    assert done.returncode and 'Training in 2 processes at once is not supported' in done.stderr and not (tmp_path/'run').exists()
+    assert done.returncode and 'cannot be shared by 2 processes' in done.stderr and not (tmp_path/'run').exists()
+
+def test_a_plan_is_told_without_reading_weights(tmp_path, base_copy):
+    folder = base_copy(tmp_path/'base')
+    for f in folder.rglob('*.safetensors'): f.write_bytes(b'')
+    done = in_process('plan', '--base', folder, '--method', 'lora', '--no-text-encoder', '--device', 'cpu')
+    assert done.code==0 and re.search(r'about \d+\.\d+ GB at the peak', done.out), done.err
+    refusal(in_process('plan', '--base', folder, '--memory', '0.0001GB', '--batch', 1, '--no-text-encoder', '--device', 'cpu'), 'nearest')

@@ -7,7 +7,7 @@ from diffusers.training_utils import compute_snr
 from hypothesis import given, strategies as st
 
 from styleboost.images import StyleboostError
-from styleboost.objective import binding_losses, min_snr_weight, snr, target, total_loss
+from styleboost.objective import Objective, binding_losses, min_snr_weight, sample_losses, snr, target, total_loss
 
 KINDS = ['epsilon', 'v_prediction']
 NOISE = {k: diffusers.DDPMScheduler(beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', prediction_type=k) for k in KINDS}
@@ -21,7 +21,7 @@ def drawn(n, seed):
     return z, eps, pred, torch.randint(1000, (n,), generator=g)
 
 def losses(kind, gamma, sizes, z, eps, pred, t):
-    return binding_losses(pred, target(NOISE[kind], z, eps, t), min_snr_weight(NOISE[kind], t, gamma), sizes)
+    return binding_losses(sample_losses(pred, target(NOISE[kind], z, eps, t), min_snr_weight(NOISE[kind], t, gamma)), sizes)
 
 def by_hand(kind, gamma, sizes, z, eps, pred, t):
     "Each binding's mean of weight times mean squared error, with nothing but lists and floats."
@@ -102,12 +102,12 @@ def test_the_embedded_base_is_noised_as_it_was_trained(base):
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_large_errors_do_not_overflow_in_half_precision(dtype):
     pred = torch.full((1,2,3,3), 300., dtype=dtype)
-    assert binding_losses(pred, torch.zeros_like(pred), torch.ones(1), [1])[0].item()==pytest.approx(90000)
+    assert sample_losses(pred, torch.zeros_like(pred), torch.ones(1)).item()==pytest.approx(90000)
 
 @pytest.mark.parametrize('sizes, weights', [([1,1], 2), ([2,2], 4), ([2,1], 1)])
 def test_samples_that_do_not_fit_their_bindings_are_refused(sizes, weights):
     pred = torch.zeros(3,1,1,1)
-    with pytest.raises(ValueError, match='fit together'): binding_losses(pred, pred, torch.ones(weights), sizes)
+    with pytest.raises(ValueError, match='fit together'): binding_losses(sample_losses(pred, pred, torch.ones(weights)), sizes)
 
 def test_a_weight_for_no_binding_is_refused():
     with pytest.raises(ValueError): total_loss([torch.tensor(1.)], [1.,1.])

@@ -4,8 +4,9 @@ from pathlib import Path
 
 import diffusers, numpy as np, pytest, torch
 
-from styleboost.base import Base
+from styleboost.base import Base, load_base
 from styleboost.sampling import SCHEDULERS, sample, scheduler_for
+from styleboost.sources import FAMILIES
 
 PROMPTS = ['a woman', 'a dog on a hill', 'a']
 
@@ -29,13 +30,75 @@ def test_a_picture_is_the_same_alone_and_in_a_batch(lively, scheduler):
     assert all(gap(a, sample(lively, p, [s], **kw)[0])<=2 for a,p,s in zip(together, PROMPTS, [5,3,9]))
     assert all(gap(a, b)<=2 for a,b in zip(together, sample(lively, PROMPTS, [5,3,9], batch=2, **kw)))
 
-@pytest.mark.parametrize('scheduler, guidance', [('ddim',7.), ('euler',3.), ('dpmpp',7.), ('euler_a',1.)])
-def test_a_picture_is_the_one_that_diffusers_draws(lively, scheduler, guidance):
-    pipe = diffusers.StableDiffusionPipeline(lively.vae, lively.text_encoder, lively.tokenizer, lively.unet, scheduler_for(lively, scheduler), None, None, requires_safety_checker=False)
+def pipeline(folder, scheduler):
+    "Diffusers' own pipeline, with none of our code between the folder and the picture."
+    cls = diffusers.StableDiffusionXLPipeline if (folder/'tokenizer_2').exists() else diffusers.StableDiffusionPipeline
+    pipe = cls.from_pretrained(folder)
+    pipe.scheduler = getattr(diffusers, SCHEDULERS.get(scheduler, scheduler)).from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
-    theirs = pipe(PROMPTS, negative_prompt=['blue']*3, num_inference_steps=4, guidance_scale=guidance, generator=[torch.Generator().manual_seed(s) for s in (4,5,6)]).images
-    ours = sample(lively, PROMPTS, 4, 4, guidance, scheduler, 'blue')
-    assert all(gap(a, b)<=2 for a,b in zip(ours, theirs))
+    return pipe
+
+def both(folder, scheduler, guidance=7., negative=None, size=None, **theirs):
+    "Their pictures and ours, of the same prompts and seeds."
+    frame = theirs.pop('frame', None)
+    h, w = size or (None,None)
+    a = pipeline(folder, scheduler)(PROMPTS, negative_prompt=None if negative is None else [negative]*3, num_inference_steps=4, guidance_scale=guidance, height=h, width=w, generator=[torch.Generator().manual_seed(s) for s in (4,5,6)], **theirs).images
+    return a, sample(load_base(folder), PROMPTS, 4, 4, guidance, scheduler, negative, size=size, frame=frame)
+
+@pytest.mark.parametrize('scheduler, guidance', [('ddim',7.), ('euler',3.), ('dpmpp',7.), ('euler_a',1.)])
+def test_a_picture_is_the_one_that_diffusers_draws(base, scheduler, guidance):
+    assert all(gap(a, b)<=2 for a,b in zip(*both(base.folder, scheduler, guidance, 'blue')))
+
+@pytest.mark.parametrize('scheduler', ['ddim','euler','euler_a','dpmpp','heun','unipc','PNDMScheduler'])
+@pytest.mark.parametrize('family', FAMILIES)
+def test_each_family_draws_what_diffusers_draws(family, scheduler, family_folder):
+    assert all(gap(a, b)<=2 for a,b in zip(*both(family_folder(family), scheduler)))
+
+@pytest.mark.parametrize('scheduler', ['ddim','euler','dpmpp'])
+@pytest.mark.parametrize('family', ['sd2','sdxl'])
+def test_settings_of_the_noise_are_kept(family, scheduler, family_folder, said):
+    folder = family_folder(family, prediction_type='v_prediction', rescale_betas_zero_snr=True, timestep_spacing='trailing', beta_end=.02)
+    theirs, ours = both(folder, scheduler)
+    assert all(gap(a, b)<=2 for a,b in zip(theirs, ours)) and said()==[]
+    assert max(gap(a, b) for a,b in zip(ours, sample(load_base(family_folder(family)), PROMPTS, 4, 4, scheduler=scheduler)))>2
+
+@pytest.mark.parametrize('negative', [None, '', 'blue'])
+@pytest.mark.parametrize('zeros', [True, False])
+def test_no_negative_prompt_is_what_the_base_was_trained_with(zeros, negative, family_base, tmp_path):
+    replace(family_base('sdxl'), force_zeros=zeros).pipeline().save_pretrained(tmp_path)
+    theirs, ours = both(tmp_path, 'ddim', negative=negative)
+    assert all(gap(a, b)<=2 for a,b in zip(theirs, ours))
+
+def test_zeros_and_the_empty_prompt_are_told_apart(family_base):
+    b = family_base('sdxl')
+    none, empty = (sample(b, 'a dog', steps=3, negative=n)[0] for n in (None,''))
+    assert gap(none, empty)>2 and gap(empty, sample(replace(b, force_zeros=False), 'a dog', steps=3)[0])==0
+
+def test_a_frame_is_told_as_diffusers_tells_it(family_folder):
+    folder, frame = family_folder('sdxl'), (512,768,0,32,64,128)
+    theirs, ours = both(folder, 'ddim', size=(64,128), frame=frame, original_size=frame[:2], crops_coords_top_left=frame[2:4], target_size=frame[4:])
+    assert all(gap(a, b)<=2 for a,b in zip(theirs, ours)) and ours[0].size==(128,64)
+    assert max(gap(a, b) for a,b in zip(ours, both(folder, 'ddim', size=(64,128))[1]))>2
+
+def test_a_frame_for_a_base_without_frames_is_refused(base, refused):
+    with refused('SDXL', 'frame'): sample(base, 'a', frame=(64,64,0,0,64,64))
+
+def test_a_sampler_that_does_not_know_a_setting_is_named(family_base, said):
+    scheduler_for(family_base('sd2', rescale_betas_zero_snr=True), 'heun')
+    assert len(said())==1 and 'rescale_betas_zero_snr' in said()[0] and 'Heun' in said()[0]
+
+def test_a_sampler_whose_library_is_missing_is_refused(base, refused, monkeypatch):
+    class Absent:
+        set_timesteps = True
+        @classmethod
+        def from_config(cls, c): raise ImportError('AbsentScheduler requires the scipy library but it was not found in your environment.')
+    monkeypatch.setattr(diffusers, 'AbsentScheduler', Absent, raising=False)
+    with refused('AbsentScheduler', 'scipy'): scheduler_for(base, 'AbsentScheduler')
+
+@pytest.mark.parametrize('guidance', [0., 1.])
+def test_guidance_of_one_or_less_asks_once(base, asked, guidance):
+    sample(base, ['a dog'], steps=1, guidance=guidance)
+    assert asked==[['a dog']]
 
 @pytest.mark.parametrize('scheduler', [*SCHEDULERS, 'DEISMultistepScheduler'])
 @pytest.mark.parametrize('steps', [2, 5])
@@ -76,7 +139,7 @@ def test_too_few_seeds_are_refused(base, refused):
 def test_a_size_between_the_autoencoders_steps_is_refused(base, refused):
     with refused('62', base.downscale): sample(base, 'a', size=62)
 
-def test_another_size_is_drawn(base): assert sample(base, 'a', steps=1, size=48)[0].size==(48,48)
+def test_another_size_is_drawn(base): assert sample(base, 'a', steps=1, size=48)[0].size==(48,48) and sample(base, 'a', steps=1, size=(32,48))[0].size==(48,32)
 
 @pytest.mark.parametrize('steps', [0, -1])
 def test_no_steps_are_refused(base, refused, steps):
