@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from styleboost import export as module
-from styleboost.base import load_base
-from styleboost.export import export, kohya_tensors, merged, pipeline, push, single_tensors
+from styleboost.base import Base, load_base
+from styleboost.export import export, kohya_tensors, merged, push, single_tensors
 from styleboost.methods import method_for
 from styleboost.recipes import Recipe
 from styleboost.sampling import sample, scheduler_for
@@ -39,7 +39,7 @@ def runs(base, quick, tmp_path_factory):
 def plain(base):
     "The untouched base as diffusers has it."
     fresh = replace(base, **{k: copy.deepcopy(getattr(base, k)) for k in ('unet','text_encoder')})
-    return pipeline(fresh, scheduler_for(fresh))
+    return fresh.pipeline(scheduler_for(fresh))
 
 def drawn(pipe):
     pipe.set_progress_bar_config(disable=True)
@@ -163,14 +163,14 @@ def family(base):
         g = torch.Generator().manual_seed(1)
         for m in parts.values():
             for p in (m.parameters() if m else ()): p.data += .05*torch.randn(p.shape, generator=g)   # norms and biases too, or a swap of two of them would not show
-        return SimpleNamespace(name=name, tokenizer=base.tokenizer, tokenizer_2=base.tokenizer, noise=base.noise, **{k: m and m.requires_grad_(False).eval() for k,m in parts.items()})
+        return Base(name, '', tokenizer=base.tokenizer, tokenizer_2=base.tokenizer if name=='sdxl' else None, noise=base.noise, folder=None, **{k: m and m.requires_grad_(False).eval() for k,m in parts.items()})
     return make
 
 @pytest.mark.parametrize('name', FAMILIES)
 def test_a_single_file_comes_back_through_diffusers_as_it_was(family, tmp_path, name):
     b = family(name)
     save_file({k: v.contiguous() for k,v in single_tensors(b).items()}, tmp_path/'one.safetensors')
-    pipe = pipeline(b, scheduler_for(b)); pipe.save_pretrained(tmp_path/'config')
+    pipe = b.pipeline(scheduler_for(b)); pipe.save_pretrained(tmp_path/'config')
     for f in (tmp_path/'config').rglob('*.safetensors'): f.unlink()          # only the configuration is left to copy from
     got = type(pipe).from_single_file(tmp_path/'one.safetensors', config=str(tmp_path/'config'), local_files_only=True, **({} if name=='sdxl' else dict(safety_checker=None)))
     for part in ('unet','vae','text_encoder','text_encoder_2'):
@@ -233,20 +233,20 @@ def test_the_tiny_base_is_refused_as_a_single_file_and_nothing_is_written(runs, 
     assert not list(tmp_path.iterdir())
 
 def test_sdxl_loras_for_kohya_are_named_as_kohya_names_them_and_diffusers_reads_them(family, tmp_path):
-    b = family('sdxl'); b.device = torch.device('cpu')
-    pipe = pipeline(b, scheduler_for(b)); before = drawn(pipe)
-    tuned = SimpleNamespace(**{**vars(b), **{k: copy.deepcopy(getattr(b, k)) for k in ('unet','text_encoder','text_encoder_2')}})
+    b = family('sdxl')
+    pipe = b.pipeline(scheduler_for(b)); before = drawn(pipe)
+    tuned = replace(b, **{k: copy.deepcopy(getattr(b, k)) for k in ('unet','text_encoder','text_encoder_2')})
     m = method_for(Recipe('x', (), method='lora', targets='all', rank=4, alpha=6.)); parts = m.setup(tuned)
     g = torch.Generator().manual_seed(0)
     for part in parts.values():
         for p in part.parameters():
             if p.requires_grad: p.data += .1*torch.randn(p.shape, generator=g)
     save_file({k: v.contiguous() for k,v in m.state(tuned).items()}, tmp_path/'weights.safetensors')
-    run = SimpleNamespace(weights=tmp_path/'weights.safetensors', method=m, recipe=dict(method='lora'), folder=tmp_path)
+    run = SimpleNamespace(weights=tmp_path/'weights.safetensors', method=m, recipe=dict(method='lora'), words='zwx', folder=tmp_path)
     tensors, about = kohya_tensors(run, b)
     assert {k.split('_')[1] for k in tensors}=={'unet','te1','te2'} and 'lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.lora_down.weight' in tensors and about['ss_base_model_version'].startswith('sdxl')
     assert not any('down_blocks' in k for k in tensors)
-    after = drawn(pipeline(m.merge(tuned), scheduler_for(b)))
+    after = drawn(m.merge(tuned).pipeline(scheduler_for(b)))
     assert not same(before, after)
     save_file(tensors, tmp_path/'k.safetensors')
     pipe.load_lora_weights(tmp_path/'k.safetensors')
