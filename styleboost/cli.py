@@ -5,14 +5,13 @@
 # %% auto #0
 __all__ = ['app', 'console', 'say', 'demo', 'train', 'plan', 'sample', 'score', 'export', 'env', 'main']
 
-# %% ../nbs/13_cli.ipynb #049e97e2
-import json, logging, sys
+# %% ../nbs/13_cli.ipynb #322cf2ca
+import json, logging, os, sys
 from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Optional
 
 import torch, typer
-from accelerate import PartialState
 from rich.console import Console
 from rich.table import Table
 
@@ -53,7 +52,7 @@ def demo(
     for sentence in json.loads((page.parent/'report.json').read_text('utf-8'))['verdict']: say(sentence)
     say(f'The report is {page}')
 
-# %% ../nbs/13_cli.ipynb #191f252a
+# %% ../nbs/13_cli.ipynb #fe8881a4
 @app.command()
 def train(
     ref:Annotated[Path, typer.Option(help='Folder with the 15-20 style references, half of them people.')],
@@ -79,12 +78,12 @@ def train(
     precision:Annotated[Optional[str], typer.Option(help='no, fp16 or bf16; the device\'s best unless given.')]=None,
     memory:Annotated[Optional[str], typer.Option(help='What the device has, such as 8GB: the fastest setting that fits is used.')]=None,
     attention:Annotated[Optional[str], typer.Option(help='sdpa, torch\'s own and the default, or xformers.')]=None,
-    checkpointing:Annotated[Optional[bool], typer.Option(help='Whether activations are computed again in the backward pass instead of kept.')]=None,
+    checkpointing:Annotated[Optional[bool], typer.Option('--checkpointing', help='Whether activations are computed again in the backward pass instead of kept.')]=None,
     optimizer:Annotated[Optional[str], typer.Option(help='adamw, the default, or adamw8bit.')]=None,
-    fused_backward:Annotated[Optional[bool], typer.Option(help='Whether each weight is stepped as soon as its gradient is there; gradients are then not clipped.')]=None,
+    fused_backward:Annotated[Optional[bool], typer.Option('--fused-backward', help='Whether each weight is stepped as soon as its gradient is there; gradients are then not clipped.')]=None,
     weights:Annotated[Optional[str], typer.Option(help='What trained weights are kept in: float32, the default, or bfloat16.')]=None,
     accumulate:Annotated[Optional[int], typer.Option(help='Parts that a step\'s batch is worked through in.')]=None,
-    buckets:Annotated[Optional[bool], typer.Option(help='Whether pictures keep their proportions instead of being cut square.')]=None,
+    buckets:Annotated[Optional[bool], typer.Option('--buckets', help='Whether pictures keep their proportions instead of being cut square.')]=None,
     latents:Annotated[Optional[Path], typer.Option(help='A folder that keeps latents for other runs.')]=None,
     snapshots:Annotated[Optional[int], typer.Option(help='Keep the weights of every so many steps besides those of the end.')]=None,
     checkpoint:Annotated[Optional[int], typer.Option(help='Steps between checkpoints.')]=None,
@@ -104,9 +103,10 @@ def train(
     plain = no_prior(ImageSet.from_folder(ref), preset=preset or 'repaired', **fields_)
     if saved['style_prompt'] and not preset and not token: plain = replace(plain, bindings=(replace(plain.bindings[0], prompt=saved['style_prompt']),))
     full = with_prior(plain, prior_images(aux, aux_count, class_prompt, seed), class_prompt, prior_weight, 'none' if aux=='none' else 'generated' if aux=='generated' else 'aux')
-    for b in full.bindings: PartialState().is_main_process and say(f'{b.role}: {getattr(b.images,"n",None) or len(b.images)} pictures, {"generated" if aux=="generated" and b.role=="prior" else b.images.name}, "{b.prompt}", weight {b.weight:g}')
+    first = os.environ.get('RANK', '0')=='0'                                    # of several processes
+    for b in full.bindings if first else (): say(f'{b.role}: {getattr(b.images,"n",None) or len(b.images)} pictures, {"generated" if aux=="generated" and b.role=="prior" else b.images.name}, "{b.prompt}", weight {b.weight:g}')
     run = run_train(full, out, seed, resume=resume, memory=memory, trackers=tracker or (), latents=latents, snapshots=range(snapshots, 10**7, snapshots) if snapshots else ())
-    if not PartialState().is_main_process: return
+    if not first: return
     _samples(run)
     say(f'The run is {run.folder}; draw with: styleboost sample {run.folder} --prompt "woman farmer" --out pictures')
 

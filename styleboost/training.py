@@ -5,15 +5,15 @@
 # %% auto #0
 __all__ = ['LEVERS', 'Run', 'keep_sheets', 'save_checkpoint', 'versions', 'between_steps', 'move', 'explained_memory', 'train']
 
-# %% ../nbs/09_training.ipynb #9ac8f218
-import copy, json, shutil, signal, threading, time
+# %% ../nbs/09_training.ipynb #173d1972
+import copy, json, os, shutil, signal, threading, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 
 import accelerate, diffusers, torch, transformers
 from accelerate import Accelerator, DistributedDataParallelKwargs, PartialState
-from accelerate.utils import DistributedType
+from accelerate.utils import DistributedType, parse_flag_from_env
 from accelerate.state import AcceleratorState
 from diffusers.optimization import get_scheduler
 from fastcore.basics import patch
@@ -157,12 +157,12 @@ def between_steps():
     try: yield asked
     finally: signal.signal(signal.SIGINT, was)
 
-# %% ../nbs/09_training.ipynb #07be4838
+# %% ../nbs/09_training.ipynb #0df3ac1c
 def _accelerator(recipe, trackers, out, device):
     "accelerate's view of the devices."
     if device not in (None,'cpu'): raise StyleboostError(f'The device {device!r} cannot be asked for; give cpu, or nothing and let accelerate choose (CUDA_VISIBLE_DEVICES says among which).')
-    AcceleratorState._reset_state(reset_partial_state=PartialState().num_processes==1)       # or the device of an earlier run would stick
-    recipe = replace(recipe, precision=recipe.precision or best_precision(PartialState(cpu=device=='cpu').device))
+    AcceleratorState._reset_state(reset_partial_state=int(os.environ.get('WORLD_SIZE', 1))==1)   # or the device of an earlier run would stick
+    recipe = replace(recipe, precision=recipe.precision or best_precision(PartialState(cpu=device=='cpu' or parse_flag_from_env('ACCELERATE_USE_CPU')).device))
     ddp = DistributedDataParallelKwargs(find_unused_parameters=recipe.text_encoder)          # SDXL reads its encoders one layer before the last
     try: acc = Accelerator(mixed_precision=recipe.precision, log_with=list(trackers) or None, project_dir=str(out), cpu=device=='cpu', kwargs_handlers=[ddp])
     except (ValueError, ImportError) as e: raise StyleboostError(f'Training cannot be set up with precision {recipe.precision} and trackers {", ".join(trackers) or "none"}: {str(e).rstrip(".")}.') from e

@@ -15,7 +15,7 @@ from styleboost.training import Run
 
 OPTIONS = dict(
     demo='--style --out --quick --seed --aux',
-    train='--ref --out --aux --base --recipe --preset --method --text-encoder --rank --alpha --targets --no-text-encoder --token --aux-count --class-prompt --prior-weight --resolution --steps --batch --lr --min-snr --precision --memory --attention --checkpointing --no-checkpointing --optimizer --fused-backward --no-fused-backward --weights --accumulate --buckets --no-buckets --latents --snapshots --checkpoint --seed --tracker --resume',
+    train='--ref --out --aux --base --recipe --preset --method --text-encoder --rank --alpha --targets --no-text-encoder --token --aux-count --class-prompt --prior-weight --resolution --steps --batch --lr --min-snr --precision --memory --attention --checkpointing --optimizer --fused-backward --weights --accumulate --buckets --latents --snapshots --checkpoint --seed --tracker --resume',
     sample='--out --prompt --prompts --n --seed --steps --guidance --scheduler --negative',
     plan='--base --memory --method --text-encoder --no-text-encoder --prior --no-prior --resolution --batch --device',
     score='--reference --out',
