@@ -23,9 +23,9 @@ import styleboost as styleboost_
 from styleboost.base import complete, load_base, quiet
 from styleboost.batches import Batches
 from styleboost.images import ImageSet, Picture, StyleboostError, png, write_whole
+from styleboost.objective import Batch
 from styleboost.recipes import style_prompt, styleboost
 from styleboost.sampling import sample
-from styleboost.objective import Batch
 from styleboost.sources import find_base, weights_hash
 from styleboost.training import Run, train, versions
 from styleboost.world.pictures import pool, prompts, style_ref

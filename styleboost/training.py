@@ -157,7 +157,7 @@ def between_steps():
     try: yield asked
     finally: signal.signal(signal.SIGINT, was)
 
-# %% ../nbs/09_training.ipynb #0df3ac1c
+# %% ../nbs/09_training.ipynb #61d95c61
 def _accelerator(recipe, trackers, out, device):
     "accelerate's view of the devices."
     if device not in (None,'cpu'): raise StyleboostError(f'The device {device!r} cannot be asked for; give cpu, or nothing and let accelerate choose (CUDA_VISIBLE_DEVICES says among which).')
@@ -260,8 +260,7 @@ def train(
     if run.log and first: write_whole({out/'log.jsonl': ''.join(json.dumps(r)+'\n' for r in run.log if r['step']<=step)})
     if trackers: acc.init_trackers('styleboost', {k:v for k,v in recipe.to_dict().items() if isinstance(v, (int,float,str))})
     lambdas, t0, bad = [b.weight for b in recipe.bindings], time.time(), torch.tensor(-1, device=acc.device)
-    def weights():
-        return {k:v.full_tensor() if hasattr(v, 'full_tensor') else v for k,v in method.state(fresh).items()}   # gathered, where it is in shards
+    weights = lambda: method.state(fresh)
     def sound():
         "Stops the run if a loss was not a number."
         at = acc.gather(bad).max().item()
