@@ -23,6 +23,7 @@ import styleboost as styleboost_
 from styleboost.base import complete, load_base, quiet
 from styleboost.batches import Batches
 from styleboost.images import ImageSet, Picture, StyleboostError, png, write_whole
+from styleboost.memory import best_precision
 from styleboost.objective import Batch
 from styleboost.recipes import style_prompt, styleboost
 from styleboost.sampling import sample
@@ -45,7 +46,8 @@ def recipe_for(a, kw, plain=False):
     "Our recipe; `plain` takes the captions out of its prompts, as the peer knows one prompt a set."
     r = styleboost(STYLE, aux(a.class_images), base=a.base, **kw)
     if plain: r = replace(r, bindings=tuple(replace(b, prompt=b.prompt.replace(', {caption}','')) for b in r.bindings))
-    return complete(r, load_base(a.base))
+    r = complete(r, load_base(a.base))
+    return replace(r, precision=r.precision or best_precision('cpu'))
 
 def full(a, kw):
     "As many steps as show the agreed number of training images."
