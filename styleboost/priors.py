@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['cache_folder', 'prior_key', 'generated', 'resolve', 'Suggestion', 'suggest', 'save_suggestion', 'prior_images']
 
-# %% ../nbs/05_priors.ipynb #123d25fb
+# %% ../nbs/05_priors.ipynb #4a308eb1
 import hashlib, json, os, tempfile
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import pandas as pd
@@ -76,14 +76,14 @@ def resolve(
     fill = lambda b: replace(b, images=generated(base, b.images, cache, progress=progress)) if isinstance(b.images, Generated) else b
     return replace(recipe, bindings=tuple(map(fill, recipe.bindings)))
 
-# %% ../nbs/05_priors.ipynb #1aaf5157
+# %% ../nbs/05_priors.ipynb #260b85a7
 @dataclass
 class Suggestion:
     "An auxiliary set with the reasons for it."
     images:ImageSet     # the chosen pictures, in the order of their choice
-    table:pd.DataFrame  # a row a picture of the pool, in its order: name, near, general, people, style_itself, score, chosen
-    settings:dict       # what was asked for: weights, share of people, pool, StyleRef's hash
-    rows:list           # which rows were chosen, in the order of their choice
+    table:pd.DataFrame=field(repr=False)  # a row a picture of the pool, in its order: name, near, general, people, style_itself, score, chosen
+    settings:dict=field(repr=False)       # what was asked for: weights, share of people, pool, StyleRef's hash
+    rows:list=field(repr=False)           # which rows were chosen, in the order of their choice
     def _repr_png_(self): return self.images._repr_png_()
 
 def _flags(pool, judge, seen):
@@ -143,12 +143,12 @@ def suggest(
         best = int(torch.where(left&torch.where(who, room[True]>0, room[False]>0), total, -torch.inf).argmax())
         chosen.append(best); room[bool(who[best])] -= 1
         covered = torch.maximum(covered, like[:,best])
-    table = pd.DataFrame(dict(name=[p.name for p in pool], near=nearness.numpy(), general=gain.numpy(), people=who.numpy(), style_itself=inside.numpy(), score=total.numpy(), chosen=False))
+    table = pd.DataFrame(dict(name=[p.name for p in pool], near=nearness.tolist(), general=gain.tolist(), people=who.tolist(), style_itself=inside.tolist(), score=total.tolist(), chosen=False))
     table.loc[chosen, 'chosen'] = True
     return Suggestion(ImageSet([pool[i] for i in chosen], f'suggested from {pool.name}'), table,
         dict(k=k, people=people, near=near, general=general, itself=itself, judge=judge.name, pool=pool.name, ref=ref.name, ref_hash=ref.hash), chosen)
 
-# %% ../nbs/05_priors.ipynb #d5a9f560
+# %% ../nbs/05_priors.ipynb #68ff6fec
 def save_suggestion(
     s:Suggestion,
     path:str|Path,  # a folder that is empty or does not exist
@@ -164,7 +164,7 @@ def save_suggestion(
         a = SETS.get(p.set)
         line |= dict(source=f'{a.title}, {a.author}, {a.url}' if a else str(p.path or p.name), **{k: round(float(s.table[k][row]), 4) for k in ('near','general','style_itself','score')})
     write_whole({folder/'metadata.jsonl': ''.join(json.dumps(l, ensure_ascii=False)+'\n' for l in lines),
-                 beside[1]: json.dumps(dict(settings=s.settings, pictures=[dict(r, people=bool(r['people']), chosen=bool(r['chosen'])) for r in s.table.round(4).to_dict('records')]), indent=1, ensure_ascii=False)+'\n'})
+                 beside[1]: json.dumps(dict(settings=s.settings, pictures=[{k: round(v, 4) if isinstance(v, float) else v for k,v in r.items()} for r in s.table.to_dict('records')]), indent=1, ensure_ascii=False)+'\n'})
     part = beside[0].with_name(f'.{beside[0].name}.{os.getpid()}.part')
     part.write_bytes(png(s.images.sheet())); os.replace(part, beside[0])
     return folder
