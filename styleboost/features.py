@@ -7,8 +7,8 @@ __all__ = ['JUDGE', 'PERSON', 'PEOPLE_TEXTS', 'OTHER_TEXTS', 'Encoder', 'ImageEn
            'load_judge', 'style_statistics', 'style_vectors', 'style_similarity', 'plain_statistics', 'PicturesAlone',
            'ClipEncoder', 'InceptionEncoder', 'CsdEncoder', 'load_encoder']
 
-# %% ../nbs/03_features.ipynb #d6d10747
-import json
+# %% ../nbs/03_features.ipynb #fae1a81d
+import json, tempfile
 from functools import lru_cache
 from pathlib import Path
 from pickle import UnpicklingError
@@ -263,7 +263,7 @@ class ClipEncoder(nn.Module):
         t = self.embed_texts(PEOPLE_TEXTS+OTHER_TEXTS)
         return (self.model.logit_scale.exp().cpu()*self.embed_images(images)@t.T).softmax(-1)[:,:len(PEOPLE_TEXTS)].sum(-1)
 
-# %% ../nbs/03_features.ipynb #d4c60780
+# %% ../nbs/03_features.ipynb #0dc9fee8
 def _weights(file):
     "The tensors of a file; a pickle is read without running what is in it."
     try: state = load_file(file) if file.suffix=='.safetensors' else torch.load(file, weights_only=True, map_location='cpu')
@@ -275,13 +275,15 @@ def _weights(file):
 class InceptionEncoder(PicturesAlone):
     "The Inception network of torch-fidelity, 2048 features. Pictures are brought to 299 pixels by Lanczos, so its FID is not that of programs that resize otherwise."
     def __init__(self,
-        file:str|Path,  # such as pt_inception-2015-12-05-6726825d.pth
+        file:str|Path,  # such as weights-inception-2015-12-05-6726825d.pth
     ):
         super().__init__()
         try: from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-        except ImportError as e: raise StyleboostError(f'Inception features need the library torch-fidelity ({first_line(e)}); install it with: pip install torch-fidelity.') from e
-        try: self.model = FeatureExtractorInceptionV3('inception-v3-compat', ['2048'], feature_extractor_weights_path=str(file))
-        except (OSError, EOFError, RuntimeError, KeyError, UnpicklingError) as e: raise StyleboostError(f'{file} does not hold torch-fidelity\'s Inception weights ({first_line(e)}); fetch it again.') from e
+        except (ImportError, RuntimeError) as e: raise StyleboostError(f'Inception features need the library torch-fidelity, which cannot be used here ({first_line(e)}); install it with: pip install torch-fidelity.') from e
+        with tempfile.TemporaryDirectory() as d:                              # the library unpickles whatever it is given, so it is given tensors alone
+            torch.save(_weights(Path(file)), Path(d)/'weights.pth')
+            try: self.model = FeatureExtractorInceptionV3('inception-v3-compat', ['2048'], feature_extractor_weights_path=str(Path(d)/'weights.pth'))
+            except (RuntimeError, KeyError) as e: raise StyleboostError(f'{file} does not hold torch-fidelity\'s Inception weights ({first_line(e)}); fetch it again.') from e
         self.name = f'inception:{Path(file).stem}'
         self.requires_grad_(False).eval().to(pick_device())
     @torch.no_grad()

@@ -1,4 +1,6 @@
 "Encoders: the judge, and others from local files, through one door; style and plain statistics."
+import sys, types
+
 import pytest, torch, torch.nn.functional as F
 from PIL import Image, ImageChops
 from safetensors.torch import save_file
@@ -122,6 +124,38 @@ def test_style_comes_from_an_encoder_that_has_it_else_from_the_judge(tmp_path, c
     csd, clip = load_encoder(file), load_encoder(clip_folder)
     assert style_vectors(SOME, csd).shape==(6,24) and torch.equal(style_vectors(SOME, clip), style_vectors(SOME))
 
+# Inception
+
+def inception_library(monkeypatch):
+    "A stand-in for torch-fidelity with its interface: one weight, and it unpickles whatever it is given."
+    class Extractor(torch.nn.Module):
+        def __init__(self, name, features_list, feature_extractor_weights_path):
+            super().__init__()
+            self.Mixed_7c = torch.nn.Linear(1, 1)
+            self.load_state_dict(torch.load(feature_extractor_weights_path, weights_only=False))
+        def forward(self, x):
+            assert x.dtype==torch.uint8 and x.shape[1:]==(3,299,299)
+            return (x.float().mean((2,3))*self.Mixed_7c.weight[0,0],)
+    for name in ('torch_fidelity','torch_fidelity.feature_extractor_inceptionv3'): monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(FeatureExtractorInceptionV3=Extractor, __path__=[]))
+
+@pytest.mark.parametrize('kind', ['safetensors','pth'])
+def test_inception_gets_bytes_at_299_pixels_and_the_weights_of_the_file(tmp_path, monkeypatch, kind):
+    inception_library(monkeypatch)
+    w, file = {'Mixed_7c.weight':torch.full((1,1), 3.), 'Mixed_7c.bias':torch.zeros(1)}, tmp_path/f'inception.{kind}'
+    save_file(w, file) if kind=='safetensors' else torch.save(w, file)
+    e = load_encoder(file)
+    assert e.features([Image.new('RGB', (20,20), (10,20,30))]).tolist()==[[30,60,90]] and e.people is None and e.name=='inception:inception'
+
+def test_without_its_library_inception_is_refused_with_what_to_install(tmp_path, monkeypatch, refused):
+    monkeypatch.setitem(sys.modules, 'torch_fidelity', None)
+    save_file({'Mixed_7c.weight':torch.zeros(1)}, tmp_path/'i.safetensors')
+    with refused('pip install torch-fidelity'): load_encoder(tmp_path/'i.safetensors')
+
+def test_other_weights_with_its_names_are_refused(tmp_path, monkeypatch, refused):
+    inception_library(monkeypatch)
+    save_file({'Mixed_7c.other':torch.zeros(1)}, tmp_path/'i.safetensors')
+    with refused('i.safetensors', 'Inception'): load_encoder(tmp_path/'i.safetensors')
+
 # style and plain statistics
 
 def test_style_statistics_do_not_depend_on_company():
@@ -149,7 +183,7 @@ def test_plain_statistics_see_colour_lightness_edges_and_their_direction():
 def test_plain_statistics_hardly_change_when_a_picture_moves_by_a_pixel():
     ims = [p.open() for p in pictures('openmoji')[:8]]
     still, moved = plain_statistics(ims), plain_statistics([ImageChops.offset(im, 1, 1) for im in ims])
-    assert (still-moved).norm(dim=1).max() < .5*torch.cdist(still, still).fill_diagonal_(99).min()
+    assert ((still-moved).norm(dim=1) < .5*torch.cdist(still, still).fill_diagonal_(99).min(1).values).all()
 
 def test_plain_statistics_tell_styles_apart():
     near = lambda a, b: (plain_statistics(a).mean(0)-plain_statistics(b).mean(0)).norm()
