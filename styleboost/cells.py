@@ -91,19 +91,21 @@ def own_style(
     else: chooses = read(validation)
     return Style(name or ref.name, ref, reference, chooses, asked)
 
-# %% ../nbs/10c_cells.ipynb #2f8a9f13
+# %% ../nbs/10c_cells.ipynb #e1bedcf4
 @dataclass(frozen=True)
 class Bench:
     "What all cells of a study share."
     style:Style
     base:Base|str           # the untouched base, or what `load_base` takes
     steps:tuple             # checkpoints, the last of which ends the training
-    latents:Path            # a folder that keeps latents for all cells
+    out:Path                # the study's folder
     sampler:int=20          # sampler steps
     guidance:float=7.
     scheduler:str='ddim'
     judge:object=None       # an `Encoder` to score with; the embedded one unless given
     device:str=None         # 'cpu' keeps it off the GPU
+    @property
+    def base_folder(self): return Path(self.out)/'base'
     @property
     def loaded(self): return self.base if isinstance(self.base, Base) else _loaded(str(self.base))
 
@@ -125,7 +127,7 @@ def noise(
     "The seed of the first picture: the same for all arms, another for every seed and split."
     return 2*10**6*seed + 10**6*(split=='validation')
 
-# %% ../nbs/10c_cells.ipynb #411c5f8b
+# %% ../nbs/10c_cells.ipynb #d6fac32e
 def sheet_folder(
     folder:Path,  # of the run
     split:str,
@@ -158,14 +160,14 @@ def tidy(
 )->list:                  # of dicts, a row a number
     "Scores as rows; what was not measured has none."
     number = lambda row, k: float(row[k]) if k in row and row[k]==row[k] else None
-    return [dict(key, group=g, metric=m, value=number(row, m), low=number(row, f'{m}_low'), high=number(row, f'{m}_high'), n=int(row['n']))
+    return [dict(key, group=g, metric=m, value=number(row, m), low=number(row, f'{m}_low'), high=number(row, f'{m}_high'), n=int(number(row, f'{m}_n') or row['n']))
             for g,row in scores.iterrows() for m in METRICS if number(row, m) is not None]
 
 def has(kept:dict, split:str, step:int)->bool:
     "Whether a split was scored at a step."
     return any(r['split']==split and r['step']==step for r in kept['rows'])
 
-# %% ../nbs/10c_cells.ipynb #9484fd4e
+# %% ../nbs/10c_cells.ipynb #abdcdc0b
 def examine(
     bench:Bench,
     folder:Path,   # of the run
@@ -184,7 +186,7 @@ def examine(
         images = sample(model(), [style_prompt(p.text, words) for p in asked], noise(seed, split), bench.sampler, bench.guidance, bench.scheduler, raw=True)
         keep_pictures(folder, split, step, asked, images)
     drawn = time.time()
-    rows = tidy(score(images, bench.style.reference, asked, bench.judge), split=split, step=step)
+    rows = tidy(score(images, bench.style.reference, asked, bench.judge, ref=bench.style.ref, base=None if folder==bench.base_folder else kept_pictures(bench.base_folder, split, 0)), split=split, step=step)
     if not rows: raise StyleboostError(f'Nothing could be measured on {len(asked)} {split} prompts; give more prompts, or more pictures in the reference.')
     spent = dict(draw=drawn-t, score=time.time()-drawn)
     write_whole({Path(folder)/'scores.json': json.dumps(dict(rows=kept['rows']+rows, seconds=dict(kept['seconds'], **{k:round(kept['seconds'].get(k,0)+v, 2) for k,v in spent.items()})), indent=0)+'\n'})
@@ -201,7 +203,7 @@ def learn(
     "The first half of a cell: trains, then draws and scores the validation prompts at every checkpoint. Goes on where it was."
     tell = tell or (lambda share: None)
     run = train(replace(recipe, steps=bench.steps[-1]), folder, seed, base=bench.loaded, device=bench.device, resume=(Path(folder)/'recipe.json').exists(),
-                latents=bench.latents, snapshots=bench.steps[:-1], progress=False, watch=lambda line: tell(.5*line['step']/bench.steps[-1]))
+                latents=bench.out/'latents', snapshots=bench.steps[:-1], progress=False, watch=lambda line: tell(.5*line['step']/bench.steps[-1]))
     for i,step in enumerate(bench.steps):
         examine(bench, folder, _model(bench, run, step), run.words, 'validation', step, seed); tell(.5+.5*(i+1)/len(bench.steps))
 

@@ -54,18 +54,18 @@ class ImageEncoder(nn.Module):
         self.project, self.person, self.style = nn.Linear(w[-1], shared), nn.Linear(w[-1], 1), nn.Linear(w[-1], styles)
     def forward(self, x): return self.trunk(x).mean((2,3))
 
-# %% ../nbs/03_features.ipynb #9286fe7d
+# %% ../nbs/03_features.ipynb #652692e0
 JUDGE = Path(__file__).parent/'world'/'judge' if '__file__' in globals() else Path('../styleboost/world/judge')
 
 PERSON = .2  # probability from which a picture counts as one with a person: where misses and false alarms balance on held-out subjects of the pre-training sets
 
 def to_tensor(
     images,      # pictures (`Picture` or PIL)
-    size:int=64, # pixels
+    size:int|tuple=64, # pixels of the square, or width and height
     how:int=Image.LANCZOS, # Pillow's filter
-)->torch.Tensor: # (n, 3, size, size) in [-1, 1]
-    "Pictures as one tensor; the middle square of those that are not square."
-    ims = [ImageOps.fit(im.open() if isinstance(im, Picture) else im.convert('RGB'), (size,size), how) for im in images]
+)->torch.Tensor: # (n, 3, height, width) in [-1, 1]
+    "Pictures as one tensor; the middle of those that have other proportions."
+    ims = [ImageOps.fit(im.open() if isinstance(im, Picture) else im.convert('RGB'), (size,size) if isinstance(size, int) else size, how) for im in images]
     return torch.from_numpy(np.stack([np.asarray(im) for im in ims])).permute(0,3,1,2).float()/127.5 - 1
 
 def token_ids(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'Results', 'setting']
 
-# %% ../nbs/10e_results.ipynb #c33f74e2
+# %% ../nbs/10e_results.ipynb #344de060
 import json
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from .cells import has, kept_pictures, kept_scores
 from .comparison import in_words, paired, ranked, step_lines
 from .images import ImageSet, StyleboostError
-from .metrics import METRICS
+from .metrics import METRICS, SHOWN
 from .recipes import Prompt
 from .report import Column, Section, formatted, page_svg, panels, write_report
 from .training import Run
@@ -156,7 +156,7 @@ def plot(self:Results,
     if metric not in set(t.metric): raise StyleboostError(f'Nothing was measured as {metric!r} on {split} prompts; choose one of {", ".join(m for m in METRICS if m in set(t.metric))}.')
     return panels(step_lines(t, metric))
 
-# %% ../nbs/10e_results.ipynb #d5554114
+# %% ../nbs/10e_results.ipynb #687542ad
 def _scores(rows, arm):
     "Means over seeds of an arm: group -> metric -> number, and n."
     mine = rows[rows.arm==arm]
@@ -182,7 +182,7 @@ def _sections(self:Results, rows):
     out.append(Section('How long to train', 'The score on validation prompts at each checkpoint, the mean over seeds with its interval. It chose the step of each arm; the numbers above are of the test prompts, which chose nothing.', curves))
     if len(self.arms)>1:
         heads, body = ['', 'measure', 'prompts', 'difference', '95 % interval', 'seeds', 'what it allows to say'], []
-        for m in dict.fromkeys([metric, *METRICS]):
+        for m in dict.fromkeys([metric, *SHOWN]):
             for g in ('people','things','all'):
                 if rows[(rows.metric==m)&(rows.group==g)&(rows.arm!='base')].empty: continue
                 for r in paired(rows, m, g).itertuples():

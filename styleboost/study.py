@@ -46,7 +46,7 @@ def arm_recipe(
     prompt = word.removeprefix('generated:')
     return with_prior(plain, Generated(prompt, n, seed), prompt, name=name)
 
-# %% ../nbs/11_study.ipynb #036b3b7f
+# %% ../nbs/11_study.ipynb #d21a59ce
 class Study(Results):
     "A table of runs: arms by seeds, scored at several checkpoints."
     def __init__(self,
@@ -74,7 +74,7 @@ class Study(Results):
         self.recipes = self._arms(arms, n, method, steps[-1], kw)
         sets = [b.images for r in self.recipes.values() for b in r.bindings if isinstance(b.images, ImageSet)]
         self.style = replace(self.style, reference=without(self.style.reference, sets))
-        self.bench = Bench(self.style, base, steps, self.folder/'latents', sampler, guidance, scheduler, judge, device)
+        self.bench = Bench(self.style, base, steps, self.folder, sampler, guidance, scheduler, judge, device)
         self.info = self._setting(seeds, choose)
         if (self.folder/'study.json').exists(): self.info = self._agreed(setting(self.folder))
     def _arms(self, arms, n, method, steps, kw):
@@ -130,7 +130,7 @@ def differences(
     out += [f'arm {a} is missing' for a in was['arms'] if a not in now['arms']]
     return out + [d for a in was['arms'] if a in now['arms'] for d in walk(was['arms'][a], now['arms'][a], a)]
 
-# %% ../nbs/11_study.ipynb #6561a96b
+# %% ../nbs/11_study.ipynb #0f1cad87
 @contextmanager
 def _said_once():
     "Lets every message through once: twelve cells have the same things to say."
@@ -195,7 +195,7 @@ def run(self:Study,
                     if sentence: write_whole({file: f'{sentence}\n\n{trace}'}); note(f'{arm}, seed {seed}, failed: {sentence}')
                     else: file.unlink(missing_ok=True)
         try:
-            for split in ('validation','test'): examine(bench, self.run_folder('base'), lambda: untouched(bench), words, split, 0, self.seeds[0])
+            for split in ('validation','test'): examine(bench, bench.base_folder, lambda: untouched(bench), words, split, 0, self.seeds[0])
             go(first_half, [c for c in self.cells if c not in ready], .7)
             ready, chosen = self.learned, self.chosen
             if ready and not any(r['metric']==self.info['choose'] for r in self.kept(*ready[0])['rows']): note(f'{len(self.style.validation)} validation prompts are too few to measure {self.info["choose"]}, so style similarity chooses the steps; 32 would be enough.')
