@@ -25,7 +25,7 @@ from .recipes import Generated, Recipe, no_prior, with_prior
 from .results import Results, setting
 from .training import versions
 
-# %% ../nbs/11_study.ipynb #8b2d665a
+# %% ../nbs/11_study.ipynb #b9ba589a
 def arm_name(
     word:str,  # for a prior
 )->str:
@@ -36,17 +36,19 @@ def arm_name(
 def arm_recipe(
     word:str,      # for a prior
     ref:ImageSet,  # StyleRef
-    n:int=20,      # auxiliary or generated images
+    n:int=20,      # auxiliary or generated images, or all where there are fewer
     seed:int=0,    # of their draw
     **kw           # any other field of `Recipe`
 )->Recipe:
     "The recipe that a word for a prior stands for."
     plain, name = no_prior(ref, **kw), arm_name(word)
-    if not word.startswith('generated:'): return with_prior(plain, prior_images(word, n, seed=seed), name=name)
-    prompt = word.removeprefix('generated:')
-    return with_prior(plain, Generated(prompt, n, seed), prompt, name=name)
+    if word.startswith('generated:'): return with_prior(plain, Generated(prompt:=word.removeprefix('generated:'), n, seed), prompt, name=name)
+    if word in ('none','generated'): return with_prior(plain, prior_images(word, n, seed=seed), name=name)
+    images = prior_images(word)
+    if len(images)<n: note(f'{images.name} has {len(images)} pictures, fewer than the {n} of other arms, and all are used.')
+    return with_prior(plain, images.sample(min(n, len(images)), seed), name=name)
 
-# %% ../nbs/11_study.ipynb #d21a59ce
+# %% ../nbs/11_study.ipynb #782fef7a
 class Study(Results):
     "A table of runs: arms by seeds, scored at several checkpoints."
     def __init__(self,
@@ -57,7 +59,7 @@ class Study(Results):
         steps:tuple=(100,200,400),  # checkpoints; the last ends each training
         base:str|Base='tiny',  # of every arm
         method:str='full',     # what trains, in arms given as words
-        n:int=20,              # prior images, in arms given as words
+        n:int=20,              # prior images, in arms given as words; all where there are fewer
         choose:str='kid',      # the metric that chooses an arm's step, on validation prompts
         sampler:int=20,        # sampler steps
         guidance:float=7.,
