@@ -18,7 +18,8 @@ OPTIONS = dict(
     train='--ref --out --aux --base --recipe --preset --method --text-encoder --rank --alpha --targets --no-text-encoder --token --aux-count --class-prompt --prior-weight --resolution --steps --batch --lr --min-snr --precision --memory --attention --checkpointing --optimizer --fused-backward --weights --accumulate --buckets --latents --snapshots --checkpoint --seed --tracker --resume',
     sample='--out --prompt --prompts --n --seed --steps --guidance --scheduler --negative',
     plan='--base --memory --method --text-encoder --no-text-encoder --prior --no-prior --resolution --batch --device',
-    score='--reference --out',
+    score='--reference --prompts --ref --encoder --out',
+    suggest='--ref --pool --out --k --people --near --general --itself --encoder',
     export='--out --to --half --pictures --no-pictures --push',
     env='')
 
@@ -115,6 +116,23 @@ def test_score_takes_a_reference_without_flags(here, drawn, tmp_path):
     done = in_process('score', drawn.folder, '--reference', here/'bare', '--out', tmp_path/'scores.json')
     assert 'Traceback' not in done.err and done.code==0 and json.loads((tmp_path/'scores.json').read_text())['all']['n']==4
 
+def test_score_takes_a_run_prompts_and_style_references(here, trained, tmp_path):
+    asked = tmp_path/'asked.tsv'; asked.write_text('prompt\tpeople\n'+''.join(f'thing {i}\t{"true" if i<5 else "false"}\n' for i in range(8)))
+    done = in_process('score', trained.folder, '--reference', here/'aux', '--ref', here/'ref', '--prompts', asked, '--out', tmp_path/'scores.json')
+    scores = json.loads((tmp_path/'scores.json').read_text())
+    assert done.code==0, done.err
+    assert [scores[g]['n'] for g in ('people','things','all')]==[5,3,8] and {'copying','copying_low','text'} <= {*scores['all']} and 'KID needs 8' in done.err
+    assert 'text alignment' in done.out and 'copying' in done.out
+
+def test_suggest_leaves_a_folder_that_trains_with_reasons_and_a_sheet_beside_it(here, tmp_path):
+    done = in_process('suggest', '--ref', here/'ref', '--pool', 'world:micah', '--k', 4, '--people', 1, '--out', tmp_path/'aux')
+    assert done.code==0, done.err
+    assert len(ImageSet.from_folder(tmp_path/'aux'))==4 and {p.name for p in tmp_path.iterdir()}=={'aux','aux.png','aux.json'} and 'near' in done.out
+    row = json.loads((tmp_path/'aux'/'metadata.jsonl').read_text().splitlines()[0])
+    assert row['licence']=='CC-BY-4.0' and 'Micah' in row['source'] and {'near','general','style_itself','score'} <= {*row}
+    table = json.loads((tmp_path/'aux.json').read_text())['pictures']
+    assert len(table)==120 and sum(r['chosen'] for r in table)==4
+
 def test_the_recipe_of_a_run_trains_the_same_run_again(here, trained, tmp_path):
     done = in_process('train', '--ref', here/'ref', '--aux', here/'aux', '--recipe', trained.folder/'recipe.json', '--out', tmp_path/'again')
     assert done.code==0, done.err
@@ -128,7 +146,7 @@ def test_resuming_a_finished_run_changes_nothing(here, trained):
     done = in_process('train', '--ref', here/'ref', '--aux', here/'aux', '--recipe', here/'cheap.json', '--preset', 'paper', '--prior-weight', .5, '--class-prompt', 'a photo of art', '--out', trained.folder, '--resume')
     assert done.code==0 and {p: p.stat().st_mtime_ns for p in trained.folder.rglob('*')}==before
 
-@pytest.mark.parametrize('word, sizes', [('none', [3]), ('world:sprouts', [3,2]), ('generated', [3,2])])
+@pytest.mark.parametrize('word, sizes', [('none', [3]), ('world:sprouts', [3,2]), ('suggest:world:sprouts', [3,2]), ('generated', [3,2])])
 def test_every_kind_of_prior_trains(here, tmp_path, monkeypatch, word, sizes):
     monkeypatch.setattr(priors, 'sample', lambda base, prompts, *a, **kw: [Image.new('RGB', (64,64), 'red')]*len(prompts))
     done = in_process('train', '--ref', here/'ref', '--aux', word, '--aux-count', 2, '--steps', 1, '--recipe', here/'cheap.json', '--out', tmp_path/'run')
@@ -192,6 +210,18 @@ BAD = {
     'prompts without rows': (['sample', 'tiny', '--prompts', '{tmp}/head.tsv', '--out', '{tmp}/out'], 'head.tsv'),
     'scores of nothing': (['score', '{tmp}/gone', '--reference', '{here}/ref'], 'gone'),
     'scores against nothing': (['score', '{here}/ref', '--reference', '{tmp}/gone'], 'gone'),
+    'scores through nothing': (['score', '{here}/ref', '--reference', '{here}/aux', '--encoder', '{tmp}/gone'], 'gone'),
+    'scores through words': (['score', '{here}/ref', '--reference', '{here}/aux', '--encoder', '{tmp}/words.txt'], 'words.txt'),
+    'scores against what was trained on': (['score', '{here}/aux', '--reference', '{here}/ref', '--ref', '{here}/ref'], 'All 3'),
+    'scores of a run that has not drawn': (['score', '{tmp}/run', '--reference', '{here}/ref'], 'no samples'),
+    'scores with too few prompts': (['score', '{here}/aux', '--reference', '{here}/ref', '--prompts', '{here}/prompts.tsv'], '4 pictures and 2 prompts'),
+    'a suggestion from nowhere': (['suggest', '--ref', '{here}/ref', '--pool', '{tmp}/gone', '--out', '{tmp}/out'], 'gone'),
+    'a suggestion of generated ones': (['suggest', '--ref', '{here}/ref', '--pool', 'generated', '--out', '{tmp}/out'], 'generated'),
+    'a suggestion of too many': (['suggest', '--ref', '{here}/ref', '--pool', '{here}/aux', '--k', '5', '--out', '{tmp}/out'], '5'),
+    'a suggestion over a file': (['suggest', '--ref', '{here}/ref', '--pool', 'world:micah', '--k', '2', '--out', '{tmp}/words.txt'], 'words.txt'),
+    'a suggestion over a sheet': (['suggest', '--ref', '{here}/ref', '--pool', 'world:micah', '--k', '2', '--out', '{tmp}/sheet'], 'sheet.png'),
+    'a share of people above one': (['suggest', '--ref', '{here}/ref', '--pool', 'world:micah', '--people', '2', '--out', '{tmp}/out'], '2'),
+    'training on a suggestion from nowhere': (['train', '--ref', '{here}/ref', '--aux', 'suggest:{tmp}/gone', '--out', '{tmp}/out'], 'gone'),
     'an export of nothing': (['export', '{tmp}/gone', '--out', '{tmp}/out'], 'gone'),
     'an export to an unknown layout': (['export', '{here}/run', '--to', 'gone', '--out', '{tmp}/out'], 'gone'),
     'an export into a file': (['export', '{here}/run', '--out', '{tmp}/words.txt'], 'words.txt'),
@@ -202,7 +232,8 @@ BAD = {
 def test_a_mistake_ends_in_one_sentence_and_leaves_no_output(here, trained, tmp_path, monkeypatch, what):
     monkeypatch.setattr(priors, 'sample', lambda *a, **kw: pytest.fail('pictures were generated'))
     (tmp_path/'words.txt').write_text('words'); (tmp_path/'list.json').write_text('[1]'); (tmp_path/'head.tsv').write_text('prompt\tpeople\n')
-    (tmp_path/'typo.json').write_text('{"steps": "many"}')
+    (tmp_path/'typo.json').write_text('{"steps": "many"}'); (tmp_path/'sheet.png').write_bytes(b'mine')
+    (tmp_path/'run').mkdir(); (tmp_path/'run'/'recipe.json').write_text('{}')
     fill = lambda text: text.format(here=here, tmp=tmp_path)
     args, word = BAD[what]
     refusal(in_process(*map(fill, args)), fill(word))
