@@ -243,11 +243,11 @@ def suggest(
     say(f'{k} pictures are in {folder}, {sum(bool(p) for p in chosen.images.people)} of them flagged as people; near {mean.near:.2f}, style itself {mean.style_itself:.2f} on average')
     say(f'They are shown in {folder}.png, and all {len(chosen.table)} of the pool with their terms are in {folder}.json; train with: --aux {folder}')
 
-# %% ../nbs/13_cli.ipynb #56925808
+# %% ../nbs/13_cli.ipynb #07536d21
 @app.command()
 def compare(
     out:Annotated[Path, typer.Option(help='Folder for the study; one that was begun goes on.')],
-    aux:Annotated[list[str], typer.Option(help='An arm: a folder, world:NAME, generated, generated:PROMPT, or none; may be given several times, and named as in NAME=DIR.')],
+    aux:Annotated[list[str], typer.Option(help='An arm: a folder, world:NAME, generated, generated:PROMPT, none, or suggest: and a folder or world:NAME; may be given several times, and named as in NAME=DIR.')],
     style:Annotated[Optional[str], typer.Option(help=f'An embedded target style, where no --ref is given: {", ".join(STYLES)}; openmoji unless given.')]=None,
     ref:Annotated[Optional[Path], typer.Option(help='Folder with the 15-20 style references of a style of your own.')]=None,
     reference:Annotated[Optional[Path], typer.Option(help='Folder with real pictures of that style that nothing is trained on, to score against.')]=None,

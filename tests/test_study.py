@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pandas as pd, pytest, torch
 
-from styleboost import cells, study as rooms
+from styleboost import cells, images, study as rooms
 from styleboost.cells import Style, embedded, own_style
 from styleboost.comparison import in_words, paired, ranked, t_interval
 from styleboost.images import ImageSet, StyleboostError
@@ -97,17 +97,18 @@ def test_what_is_done_is_not_done_again(straight, make, monkeypatch):
     make(straight.folder).run(progress=False)
     assert before=={f:f.stat().st_mtime_ns for f in straight.folder.rglob('*.json') if f.name!='study.json'}
 
-@pytest.mark.parametrize('what,nth', [('train',2), ('sample',4), ('score',3), ('score',12), ('keep_pictures',5)])
-@pytest.mark.parametrize('error', [Killed, KeyboardInterrupt])
-def test_stopped_and_called_again_is_uninterrupted(straight, make, tmp_path, monkeypatch, said, what, nth, error):
-    if error is KeyboardInterrupt and what not in ('sample','score'): pytest.skip('the same place')
+@pytest.mark.parametrize('room,what,nth,error', [
+    (cells,'train',2,Killed), (cells,'sample',4,Killed), (cells,'score',3,Killed), (cells,'score',12,Killed), (images,'png',2,Killed), (images,'png',31,Killed),
+    (cells,'sample',4,KeyboardInterrupt), (cells,'score',12,KeyboardInterrupt)])
+def test_stopped_and_called_again_is_uninterrupted(straight, make, tmp_path, monkeypatch, said, room, what, nth, error):
+    "In training, drawing, scoring, and in the middle of a folder of pictures."
     with monkeypatch.context() as m:
-        count, real = [], getattr(cells, what)
+        count, real = [], getattr(room, what)
         def stop(*a, **kw):
             count.append(0)
             if len(count)==nth: raise error
             return real(*a, **kw)
-        m.setattr(cells, what, stop)
+        m.setattr(room, what, stop)
         with pytest.raises(error): make(tmp_path/'s').run(progress=False)
     assert error is Killed or any('of 4 cells done' in s for s in said())
     same(make(tmp_path/'s').run(progress=False), straight)
@@ -210,10 +211,10 @@ def test_a_style_of_ones_own(tmp_path, ref, picture, said, refused):
 
 def test_words_make_arms_that_differ_in_the_prior_alone(ref, tmp_path, aux, said, refused, make):
     aux.save(tmp_path/'portraits')
-    arms = {arm_name(w): arm_recipe(w, ref, 5) for w in ('none','generated','generated:a photo of art','world:micah',str(tmp_path/'portraits'))}
-    assert list(arms)==['none','generated','generated-a-photo-of-art','micah','portraits']
+    arms = {arm_name(w): arm_recipe(w, ref, 5) for w in ('none','generated','generated:a photo of art','world:micah',str(tmp_path/'portraits'),'suggest:world:micah')}
+    assert list(arms)==['none','generated','generated-a-photo-of-art','micah','portraits','suggest-world-micah']
     assert len({with_prior(r, None, name='x').hash for r in arms.values()})==1
-    assert [len(r.bindings) for r in arms.values()]==[1,2,2,2,2] and arms['generated-a-photo-of-art'].bindings[1].prompt=='a photo of art'
+    assert [len(r.bindings) for r in arms.values()]==[1,2,2,2,2,2] and arms['generated-a-photo-of-art'].bindings[1].prompt=='a photo of art'
     assert len(arms['portraits'].bindings[1].images)==4 and any('has 4 pictures, fewer than the 5' in m for m in said())
     with refused('Two arms are called'): make(tmp_path/'s', ['world:micah','micah:'])
     for name in ('base','a/b','..',''):
