@@ -20,6 +20,7 @@ OPTIONS = dict(
     plan='--base --memory --method --rank --targets --text-encoder --no-text-encoder --prior --resolution --batch --precision --checkpointing --optimizer --fused-backward --weights --accumulate --processes --device',
     score='--reference --prompts --ref --encoder --out',
     suggest='--ref --pool --out --k --people --near --general --itself --encoder',
+    compare='--out --aux --style --ref --reference --prompts --validation --base --seeds --steps --method --recipe --aux-count --sampler --ray --gpus',
     export='--out --to --half --pictures --no-pictures --push',
     env='')
 
@@ -222,6 +223,15 @@ BAD = {
     'a suggestion over a sheet': (['suggest', '--ref', '{here}/ref', '--pool', 'world:micah', '--k', '2', '--out', '{tmp}/sheet'], 'sheet.png'),
     'a share of people above one': (['suggest', '--ref', '{here}/ref', '--pool', 'world:micah', '--people', '2', '--out', '{tmp}/out'], '2'),
     'training on a suggestion from nowhere': (['train', '--ref', '{here}/ref', '--aux', 'suggest:{tmp}/gone', '--out', '{tmp}/out'], 'gone'),
+    'a study of an unknown style': (['compare', '--style', 'gone', '--aux', 'none', '--out', '{tmp}/out'], 'gone'),
+    'a study of nothing': (['compare', '--aux', '{tmp}/gone', '--out', '{tmp}/out'], 'gone'),
+    'a study without pictures to score against': (['compare', '--ref', '{here}/ref', '--aux', 'none', '--out', '{tmp}/out'], '--reference'),
+    'a study scored against what it trains on': (['compare', '--ref', '{here}/ref', '--reference', '{here}/ref', '--aux', 'none', '--out', '{tmp}/out'], 'reward copying'),
+    'a study with words for steps': (['compare', '--aux', 'none', '--steps', 'many', '--out', '{tmp}/out'], 'many'),
+    'a study without seeds': (['compare', '--aux', 'none', '--seeds', '0', '--out', '{tmp}/out'], '0'),
+    'a study with two arms of a name': (['compare', '--aux', 'world:micah', '--aux', 'micah={here}/aux', '--out', '{tmp}/out'], 'micah'),
+    'a study among other things': (['compare', '--aux', 'none', '--out', '{here}'], '{here}'),
+    'a study of an unknown base': (['compare', '--aux', 'none', '--base', '{tmp}/gone', '--out', '{tmp}/out'], 'gone'),
     'an export of nothing': (['export', '{tmp}/gone', '--out', '{tmp}/out'], 'gone'),
     'an export to an unknown layout': (['export', '{here}/run', '--to', 'gone', '--out', '{tmp}/out'], 'gone'),
     'an export into a file': (['export', '{here}/run', '--out', '{tmp}/words.txt'], 'words.txt'),
