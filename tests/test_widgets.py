@@ -80,7 +80,7 @@ def test_a_click_sends_one_line_and_no_picture(picker):
 
 def test_how_many_people_is_said(picker):
     picker.chosen = [0, 1, 2, 38]
-    assert '4 chosen of 40 2 with people 1 without · 1 that do not say' in squeezed(picker._status)
+    assert '4 chosen of 40 2 with people, 1 without, 1 that do not say' in squeezed(picker._status)
 
 @pytest.mark.parametrize('chosen,word', [([0,2,4,6],'all show'), ([1,3,5,7],'none shows'), ([0,1,2,3],''), ([0,2],''), ([0,2,4,6,8,10,1],'6 of 7 show'), ([1,3,5,7,9,11,0],'only 1 of 7')])
 def test_a_one_sided_mix_is_said(picker, chosen, word):

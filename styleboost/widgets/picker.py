@@ -86,7 +86,7 @@ class AuxPicker(Panel):
         "The pool as a table: what is known of each picture, and whether it is chosen."
         return self.known.assign(chosen=[i in self._chosen for i in range(len(self.pool))])
 
-# %% ../../nbs/widgets/01_picker.ipynb #616ec775
+# %% ../../nbs/widgets/01_picker.ipynb #c0f79886
 @patch
 def _clicked(self:AuxPicker, place):
     self._chosen ^= {self._shown[place]}
@@ -102,12 +102,12 @@ def _count(self:AuxPicker):
     "Says how many are chosen, and whether the mix is one-sided."
     people, things = (sum(self.known.people[i] is flag for i in self._chosen) for flag in (True, False))
     n, known = len(self._chosen), people+things
-    parts = [f'<i class="sb-dot"></i>{people} with people', f'<i class="sb-dot b"></i>{things} without'] + ([f' · {n-known} that do not say'] if n>known else [])
+    parts = [f'<i class="sb-dot"></i>{people} with people', f'<i class="sb-dot b"></i>{things} without'] + ([f'{n-known} that do not say'] if n>known else [])
     self.mix = ''
     if known>=4 and people>.8*known: self.mix = f'One-sided: {"all" if people==known else f"{people} of {known}"} show people. Such a prior may put people where nobody asked for them; add things, or compare it with a mixed set.'
     if known>=4 and people<.2*known: self.mix = f'One-sided: {f"only {people} of {known} show" if people else "none shows"} people. Such a prior does nothing for people; add some, or compare it with a mixed set.'
     bar = f'<div class="sb-mix"><i style="flex:{people}"></i><i style="flex:{things}"></i></div>' if known else ''
-    self._status.value = (f'<div class="sb-count"><span class="sb-big">{n} chosen</span> <span class="soft">of {len(self.pool)} {"".join(parts) if n else ""}</span>{bar}</div>'
+    self._status.value = (f'<div class="sb-count"><span class="sb-big">{n} chosen</span> <span class="soft">of {len(self.pool)} {", ".join(parts) if n else ""}</span>{bar}</div>'
         + (f'<div class="sb-said warn">{escape(self.mix)}</div>' if self.mix else ''))
 
 # %% ../../nbs/widgets/01_picker.ipynb #d11f54c7
