@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['cache_folder', 'prior_key', 'generated', 'resolve', 'Suggestion', 'suggest', 'save_suggestion', 'prior_images']
 
-# %% ../nbs/05_priors.ipynb #4a308eb1
+# %% ../nbs/05_priors.ipynb #f917ff37
 import hashlib, json, os, tempfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 
 from .base import Base
-from .features import load_encoder, style_vectors
+from .features import Judge, load_encoder, style_vectors, to_tensor
 from .images import ImageSet, Picture, StyleboostError, note, png, write_whole
 from .recipes import Generated, Recipe
 from .sampling import sample
@@ -76,7 +76,7 @@ def resolve(
     fill = lambda b: replace(b, images=generated(base, b.images, cache, progress=progress)) if isinstance(b.images, Generated) else b
     return replace(recipe, bindings=tuple(map(fill, recipe.bindings)))
 
-# %% ../nbs/05_priors.ipynb #260b85a7
+# %% ../nbs/05_priors.ipynb #a8333071
 @dataclass
 class Suggestion:
     "An auxiliary set with the reasons for it."
@@ -121,9 +121,9 @@ def suggest(
     if not 0<=people<=1: raise StyleboostError(f'The share of people is {people:g}; give a number from 0 to 1.')
     if not free.all(): note(f'{int((~free).sum())} of {len(pool)} pictures of {pool.name} are StyleRef pictures; they are not suggested.')
     if not 1<=k<=int(free.sum()): raise StyleboostError(f'{pool.name} has {int(free.sum())} pictures to choose from, {k} were asked for; ask for 1 to {int(free.sum())}.')
-    seen = judge.features(pool)
-    look = lambda images, f: style_vectors(f if hasattr(judge, 'style_features') else images, judge)
-    s, r = look(pool, seen), look(ref, judge.features(ref) if hasattr(judge, 'style_features') else None)
+    x = to_tensor(pool)
+    seen = judge.features(x if isinstance(judge, Judge) else pool)
+    s, r = style_vectors(seen if hasattr(judge, 'style_features') else x, judge), style_vectors(ref, judge)
     own = torch.cdist(r, r).fill_diagonal_(torch.inf).min(1).values
     if own.median()<=0: raise StyleboostError(f'Half of the pictures of {ref.name} are there twice, so how wide the style is cannot be told; leave the copies out.')
     nearness = (own.median()/torch.cdist(s, r).min(1).values.clamp(min=1e-6)).clamp(max=1)

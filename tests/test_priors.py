@@ -177,7 +177,7 @@ def test_what_the_pool_cannot_give_is_said(said):
 def test_pictures_without_a_flag_are_looked_at_and_it_is_said(said):
     blank = ImageSet([replace(p, people=None) for p in of_sets('micah', 'landscape')], 'blank')
     s = suggest(TAUGHT, blank, 8)
-    assert sum(p.set=='micah' for p in s.images)==4 and any('24 of 24' in m and 'world was asked' in m for m in said())
+    assert s.table.people[s.rows].sum()==4 and sum(s.table.people==[p.set=='micah' for p in blank])>=20 and any('24 of 24' in m and 'world was asked' in m for m in said())
 
 def test_nearness_alone_takes_the_nearest():
     p = colours((200,0,0), (0,0,200), (40,200,0), (0,140,0))
