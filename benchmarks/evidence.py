@@ -17,6 +17,7 @@ from styleboost.world.pictures import STYLES, pool, prompts, reference, style_re
 RESULTS = Path(__file__).resolve().parents[1]/'nbs'/'evidence'/'results'
 SETTING = dict(steps=(50,100,200), sampler=10, scheduler='dpmpp')   # one cell takes about a minute and a half on two cores
 AUX = 20                                                            # prior images of every arm that has a prior
+SAME = dict(batch=4, lr=1e-4)                                       # of every arm, so that a table stays comparable when defaults move
 
 def style(name):
     "What a study is about. Nothing of the split that StyleRef and every other picture to train on come from is scored against."
@@ -33,31 +34,31 @@ def core(name):
     ref = style_ref(name)
     kind = min(AUX, len(style_ref(name, 40, 0)))                    # as many people as there are, and as many things
     both = pool('people')+pool('things')
-    return {'people-only': no_prior(style_ref(name, kind, 0)),
-            'things-only': no_prior(style_ref(name, 0, kind)),
-            'none': no_prior(ref),
-            'generated': dreambooth(ref, AUX),
-            'generated-illustration': dreambooth(ref, AUX, 'a photo of illustration style'),
-            'style-itself': styleboost(ref, own(name, ref)),
-            'aux-things': styleboost(ref, pool('things'), AUX),
-            'aux-people': styleboost(ref, pool('people'), AUX),
-            'random': styleboost(ref, both, AUX),
-            'suggested': styleboost(ref, suggest(ref, both, AUX).images)}
+    return {'people-only': no_prior(style_ref(name, kind, 0), **SAME),
+            'things-only': no_prior(style_ref(name, 0, kind), **SAME),
+            'none': no_prior(ref, **SAME),
+            'generated': dreambooth(ref, AUX, **SAME),
+            'generated-illustration': dreambooth(ref, AUX, 'a photo of illustration style', **SAME),
+            'style-itself': styleboost(ref, own(name, ref), **SAME),
+            'aux-things': styleboost(ref, pool('things'), AUX, **SAME),
+            'aux-people': styleboost(ref, pool('people'), AUX, **SAME),
+            'random': styleboost(ref, both, AUX, **SAME),
+            'suggested': styleboost(ref, suggest(ref, both, AUX).images, **SAME)}
 
 def counts(name):
     "How many auxiliary images."
     ref = style_ref(name)
-    return {'aux-0': no_prior(ref), **{f'aux-{n}': styleboost(ref, pool('people'), n) for n in (5,20,80)}}
+    return {'aux-0': no_prior(ref, **SAME), **{f'aux-{n}': styleboost(ref, pool('people'), n, **SAME) for n in (5,20,80)}}
 
 def weights(name):
     "How much they weigh in the loss."
     ref = style_ref(name)
-    return {f'weight-{w:g}': styleboost(ref, pool('people'), AUX, prior_weight=w) for w in (0,.5,1,2)}
+    return {f'weight-{w:g}': styleboost(ref, pool('people'), AUX, prior_weight=w, **SAME) for w in (0,.5,1,2)}
 
 def two_words(name):
     "One word for the style, or one for its people and one for the rest."
     ref, who, what = style_ref(name), pool('people').sample(AUX), pool('things').sample(AUX)
-    return {'single': styleboost(ref, who), 'multi': multi(ref.where(True), ref.where(False), who, what)}
+    return {'single': styleboost(ref, who, **SAME), 'multi': multi(ref.where(True), ref.where(False), who, what, **SAME)}
 
 PARTS = dict(core=(core, STYLES), counts=(counts, STYLES[:1]), weights=(weights, STYLES[:1]), two_words=(two_words, STYLES))   # arms, and the styles they are asked of
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'console', 'say', 'demo', 'train', 'plan', 'sample', 'export', 'score', 'suggest', 'compare', 'env', 'main']
 
-# %% ../nbs/13_cli.ipynb #3fee55c5
+# %% ../nbs/13_cli.ipynb #3a1f2484
 import json, logging, os, re, sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -25,7 +25,7 @@ from .metrics import METRICS, score as score_images
 from .memory import DTYPES, attention_of, best_precision, head_sizes, plan as make_plan, xformers_fault
 from .methods import METHODS
 from .priors import prior_images, save_suggestion, suggest as suggest_images
-from .recipes import PRESETS, TOKEN, Prompt, Recipe, no_prior, read_prompts, with_prior
+from .recipes import PRESETS, TOKEN, Generated, Prompt, Recipe, no_prior, read_prompts, style_prompt, with_prior
 from .sampling import sample as sample_images
 from .study import Study, arm_name
 from .training import Run, train as run_train, versions
@@ -135,21 +135,33 @@ def _samples(run, n=8):
     ims = sample_images(run, captions, 0, r['steps_sampled'], r['guidance'], r['scheduler'], progress=True)
     ImageSet([Picture(f'{c.replace(" ","-")}.png', data=png(im), caption=c, people=i<4) for i,(c,im) in enumerate(zip(captions, ims))]).save(folder)
 
-# %% ../nbs/13_cli.ipynb #047dcf8f
+# %% ../nbs/13_cli.ipynb #c1993985
 @app.command()
 def plan(
     base:Annotated[str, typer.Option(help='"tiny", a folder in diffusers\' layout, a .safetensors file, or a hub id; its weights are not read.')]='tiny',
     memory:Annotated[Optional[str], typer.Option(help='What the device has, such as 8GB: the fastest setting that fits is shown.')]=None,
     method:Annotated[str, typer.Option(help=f'What trains: {", ".join(METHODS)}.')]='full',
+    rank:Annotated[int, typer.Option(help='Of an adapter.')]=16,
+    targets:Annotated[str, typer.Option(help='Where an adapter goes: attention or all.')]='attention',
     text_encoder:Annotated[bool, typer.Option(help='Whether the text encoder trains too.')]=True,
-    prior:Annotated[bool, typer.Option(help='Whether there is a prior: a second binding.')]=True,
+    prior:Annotated[str, typer.Option(help='The second binding: aux, for chosen pictures, generated, or none.')]='aux',
     resolution:Annotated[Optional[int], typer.Option(help='Pixels of the training square; the base\'s own unless given.')]=None,
     batch:Annotated[Optional[int], typer.Option(help='Pictures per binding and step.')]=None,
-    device:Annotated[Optional[str], typer.Option(help='Where it would train: cuda, with bfloat16, unless given and not at hand.')]='cuda',
+    precision:Annotated[Optional[str], typer.Option(help='no, fp16 or bf16; the device\'s best unless given. fp16 for a GPU without bfloat16, such as a T4.')]=None,
+    checkpointing:Annotated[bool, typer.Option('--checkpointing', help='With gradient checkpointing.')]=False,
+    optimizer:Annotated[str, typer.Option(help='adamw or adamw8bit.')]='adamw',
+    fused_backward:Annotated[bool, typer.Option('--fused-backward', help='With a fused backward pass.')]=False,
+    weights:Annotated[str, typer.Option(help='What trained weights are kept in: float32 or bfloat16.')]='float32',
+    accumulate:Annotated[int, typer.Option(help='Parts that a step\'s batch is worked through in.')]=1,
+    processes:Annotated[int, typer.Option(help='How many GPUs share a step; the memory is each one\'s.')]=1,
+    device:Annotated[str, typer.Option(help='Where it would train: cuda, mps or cpu. A GPU that is not at hand is taken to have bfloat16 unless the precision is fp16.')]='cuda',
 ):
     "Say what training will hold in memory, without loading anything."
-    recipe = with_prior(no_prior(style_ref(), base=base, method=method, text_encoder=text_encoder, resolution=resolution, batch=batch), pool('people') if prior else None)
-    say(str(make_plan(base, recipe, device, memory)))
+    kinds = dict(aux=pool('people'), generated=Generated(style_prompt(token='')), none=None)
+    if prior not in kinds: raise typer.BadParameter(f'{prior!r} is no kind of prior; choose {", ".join(kinds)}')
+    recipe = no_prior(style_ref(), base=base, method=method, rank=rank, targets=targets, text_encoder=text_encoder, resolution=resolution, batch=batch, precision=precision, checkpointing=checkpointing,
+                      optimizer=optimizer, fused_backward=fused_backward, weights=weights, accumulate=accumulate, **dict(grad_clip=None) if fused_backward else {})
+    say(str(make_plan(base, with_prior(recipe, kinds[prior]), device, memory, False if precision=='fp16' else None, processes)))
 
 # %% ../nbs/13_cli.ipynb #3809095f
 def _model(name): return Run(name) if (Path(name)/'recipe.json').exists() else load_base(name)

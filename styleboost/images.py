@@ -15,7 +15,7 @@ from pathlib import Path
 from fastcore.basics import patch
 from PIL import Image, ImageOps
 
-# %% ../nbs/00_images.ipynb #5daa33ec
+# %% ../nbs/00_images.ipynb #03a89d56
 log = logging.getLogger('styleboost')
 
 class StyleboostError(ValueError):
@@ -24,8 +24,8 @@ class StyleboostError(ValueError):
 def note(
     message:str,  # one sentence
 ):
-    "Tells the user something, through the `styleboost` logger."
-    log.warning(message)
+    "Tells the user something, through the `styleboost` logger; of several processes the first one speaks for all."
+    if os.environ.get('RANK', '0')=='0': log.warning(message)
 
 # %% ../nbs/00_images.ipynb #e837cab4
 def write_whole(

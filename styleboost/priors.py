@@ -33,12 +33,12 @@ def prior_key(
     "A key that changes with the base's weights, the prompt, the sampler, the seed and the count."
     return hashlib.sha256(json.dumps(dict(asdict(order), base=base.hash, noise=dict(base.noise.config)), sort_keys=True, default=str).encode()).hexdigest()[:16]
 
-# %% ../nbs/05_priors.ipynb #a476d00a
+# %% ../nbs/05_priors.ipynb #19ed8703
 def generated(
     base:Base,            # untouched
     order:Generated,      # what to draw
     cache:str|Path=None,  # see `cache_folder`
-    batch:int=32,         # pictures at a time
+    batch:int=None,       # pictures at a time, as in `sample`
     progress:bool=True,   # show a bar
 )->ImageSet:
     "Prior images drawn by the base, or the same ones from the cache."

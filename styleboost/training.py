@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['LEVERS', 'Run', 'keep_sheets', 'save_checkpoint', 'versions', 'between_steps', 'move', 'explained_memory', 'train']
 
-# %% ../nbs/09_training.ipynb #173d1972
+# %% ../nbs/09_training.ipynb #d3c71b41
 import copy, json, os, shutil, signal, threading, time
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
+from datetime import timedelta
 from pathlib import Path
 
 import accelerate, diffusers, torch, transformers
@@ -30,7 +31,7 @@ from .objective import Objective, total_loss
 from .priors import resolve
 from .recipes import Generated, Recipe
 
-# %% ../nbs/09_training.ipynb #6772fc0b
+# %% ../nbs/09_training.ipynb #81d6220d
 class Run:
     "A recipe and a seed, carried out: a folder with recipe, log and weights. Opens as a model for `sample`."
     def __init__(self,
@@ -56,6 +57,8 @@ class Run:
     @property
     def method(self)->Method:
         "What trained it."
+        newer = sorted(self.recipe.keys()-{f.name for f in fields(Recipe)})
+        if newer: raise StyleboostError(f'{self.folder} was made by a newer styleboost ({self.info.get("versions", {}).get("styleboost", "version unknown")}, this is {__version__}): its recipe speaks of {", ".join(newer)}; update styleboost to open it.')
         return method_for(Recipe(**{k:v for k,v in self.recipe.items() if k!='bindings'}, bindings=()))
     @property
     def snapshots(self):
@@ -159,13 +162,14 @@ def between_steps():
     try: yield asked
     finally: signal.signal(signal.SIGINT, was)
 
-# %% ../nbs/09_training.ipynb #61d95c61
+# %% ../nbs/09_training.ipynb #c476339a
 def _accelerator(recipe, trackers, out, device):
     "accelerate's view of the devices."
     if device not in (None,'cpu'): raise StyleboostError(f'The device {device!r} cannot be asked for; give cpu, or nothing and let accelerate choose (CUDA_VISIBLE_DEVICES says among which).')
     AcceleratorState._reset_state(reset_partial_state=int(os.environ.get('WORLD_SIZE', 1))==1)   # or the device of an earlier run would stick
-    recipe = replace(recipe, precision=recipe.precision or best_precision(PartialState(cpu=device=='cpu' or parse_flag_from_env('ACCELERATE_USE_CPU')).device))
-    ddp = DistributedDataParallelKwargs(find_unused_parameters=recipe.text_encoder)          # SDXL reads its encoders one layer before the last
+    where = PartialState(cpu=device=='cpu' or parse_flag_from_env('ACCELERATE_USE_CPU'), timeout=timedelta(hours=3))         # the others wait while the first draws a prior
+    recipe = replace(recipe, precision=recipe.precision or best_precision(where.device))
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=recipe.text_encoder, gradient_as_bucket_view=True)   # SDXL reads its encoders one layer before the last
     try: acc = Accelerator(mixed_precision=recipe.precision, log_with=list(trackers) or None, project_dir=str(out), cpu=device=='cpu', kwargs_handlers=[ddp])
     except (ValueError, ImportError) as e: raise StyleboostError(f'Training cannot be set up with precision {recipe.precision} and trackers {", ".join(trackers) or "none"}: {str(e).rstrip(".")}.') from e
     return recipe, acc
@@ -208,15 +212,15 @@ def train(
     progress:bool=True,    # show a bar
     every:int=10,          # steps between lines of the log
     watch=None,            # called with the log's line; returns True to stop and keep the work
+    preview=None,          # called with the log's line and `look`: `with look() as model:` gives the model as it is then
 )->Run:
     "Carries out a recipe. Interrupted, it keeps a checkpoint; resumed, it goes on where it was."
     out = Path(out)
     if seed<0: raise StyleboostError(f'The seed is {seed}; give a whole number of 0 or more.')
     recipe, acc = _accelerator(recipe, trackers, out, device)
     first = acc.is_main_process
-    if memory and acc.num_processes>1: raise StyleboostError(f'A memory budget is planned for one process, and there are {acc.num_processes}; plan it with `styleboost plan` and give the settings instead.')
     if memory:
-        chosen = plan(base or recipe.base, recipe, str(acc.device), memory)
+        chosen = plan(base or recipe.base, recipe, str(acc.device), memory, processes=acc.num_processes)
         recipe = chosen.recipe
         if first: note(f'Memory: {chosen}')
     method = method_for(recipe)
@@ -235,14 +239,15 @@ def train(
     acc.wait_for_everyone()
     run = Run(out)
     if run.done: return run
-    with acc.main_process_first(), explained_memory(recipe, 'while pictures were encoded'): move(acc.device, fresh.vae); batches = Batches(fresh, recipe, seed, acc.device, latents)
-    move('meta', fresh.vae)                                                                 # its work is done
+    with acc.main_process_first(), explained_memory(recipe, 'while pictures were encoded'): move(acc.device, fresh.vae); batches = Batches(fresh, recipe, seed, acc.device, latents, progress and first)
+    rest = 'cpu' if preview else 'meta'                                                      # where parts go whose work is done
+    move(rest, fresh.vae)
     names = [f'{b.role}{"" if sum(x.role==b.role for x in recipe.bindings)<2 else i}' for i,b in enumerate(recipe.bindings)]
     parts, cond = method.setup(fresh, seed), None
     move(acc.device, *fresh.encoders.values())
     if not any(k in parts for k in fresh.encoders):
         with torch.no_grad(): cond = fresh.condition(batches.prompts, recipe.pad)
-        move('meta', *fresh.encoders.values())
+        move(rest, *fresh.encoders.values())
     in_half(fresh, recipe); move(acc.device, fresh.unet)                                     # the largest comes last, when the others have gone
     if recipe.checkpointing: checkpoint_activations(parts)
     if recipe.attention!='sdpa':
@@ -280,6 +285,19 @@ def train(
                 stepper.backward(total_loss(losses, lambdas)/recipe.accumulate)
             total += torch.stack([l.detach() for l in losses])/recipe.accumulate
         return total
+    @contextmanager
+    def look():
+        "The model as it is now, to draw with; training goes on as if nobody had looked."
+        nonlocal t0
+        began, resting = time.time(), [fresh.vae, *(() if cond is None else fresh.encoders.values())]
+        try:
+            move(acc.device, *resting)
+            for m in parts.values(): m.eval()
+            with torch.random.fork_rng([acc.device] if acc.device.type=='cuda' else []), torch.no_grad(), acc.autocast(): yield replace(fresh, token=run.words)
+        finally:
+            for m in parts.values(): m.train()
+            move(rest, *resting)
+            t0 += time.time()-began                                                          # looking is not training
     for m in parts.values(): m.train()
     bar, stopped = tqdm(total=recipe.steps, initial=step, desc=recipe.name, disable=not (progress and first), unit='step'), False
     try:
@@ -301,7 +319,9 @@ def train(
                         with (out/'log.jsonl').open('a') as f: f.write(json.dumps(line)+'\n')
                     if trackers: acc.log({n:line[n] for n in names}, step=step)
                     bar.set_postfix({n:f'{line[n]:.4f}' for n in names}); sums, count = torch.zeros_like(sums), 0
-                    try: stopped = bool(first and watch and watch(line))
+                    try:
+                        stopped = bool(first and watch and watch(line))
+                        if first and preview and not stopped: preview(line, look)
                     except KeyboardInterrupt: interrupted.append(True)
                 stop = bool(interrupted)
                 if acc.num_processes>1:                                                  # all or none

@@ -17,7 +17,7 @@ OPTIONS = dict(
     demo='--style --out --quick --seed --aux',
     train='--ref --out --aux --base --recipe --preset --method --text-encoder --rank --alpha --targets --no-text-encoder --token --aux-count --class-prompt --prior-weight --resolution --steps --batch --lr --min-snr --precision --memory --attention --checkpointing --optimizer --fused-backward --weights --accumulate --buckets --latents --snapshots --checkpoint --seed --tracker --resume',
     sample='--out --prompt --prompts --n --seed --steps --guidance --scheduler --negative',
-    plan='--base --memory --method --text-encoder --no-text-encoder --prior --no-prior --resolution --batch --device',
+    plan='--base --memory --method --rank --targets --text-encoder --no-text-encoder --prior --resolution --batch --precision --checkpointing --optimizer --fused-backward --weights --accumulate --processes --device',
     score='--reference --prompts --ref --encoder --out',
     suggest='--ref --pool --out --k --people --near --general --itself --encoder',
     compare='--out --aux --style --ref --reference --prompts --validation --base --seeds --steps --method --recipe --aux-count --sampler --ray --gpus',
@@ -284,4 +284,9 @@ def test_a_plan_is_told_without_reading_weights(tmp_path, base_copy):
     for f in folder.rglob('*.safetensors'): f.write_bytes(b'')
     done = in_process('plan', '--base', folder, '--method', 'lora', '--no-text-encoder', '--device', 'cpu')
     assert done.code==0 and re.search(r'about \d+\.\d+ GB at the peak', done.out), done.err
-    refusal(in_process('plan', '--base', folder, '--memory', '0.0001GB', '--batch', 1, '--no-text-encoder', '--device', 'cpu'), 'nearest')
+    refusal(in_process('plan', '--base', folder, '--memory', '0.0001GB', '--batch', 1, '--no-text-encoder', '--device', 'cpu'), 'to prepare the pictures')
+    refusal(in_process('plan', '--base', folder, '--device', 'T4'), "'T4' is no device")
+
+def test_a_plan_describes_a_gpu_that_is_not_here(base_copy, tmp_path):
+    told = lambda *args: in_process('plan', '--base', base_copy(tmp_path/str(len(args))), '--method', 'lora', *args).out
+    assert 'precision bf16' in told() and 'precision fp16' in told('--precision', 'fp16') and 'in 2 processes' in told('--processes', 2, '--prior', 'generated', '--checkpointing')
