@@ -132,7 +132,7 @@ def differences(
     out += [f'arm {a} is missing' for a in was['arms'] if a not in now['arms']]
     return out + [d for a in was['arms'] if a in now['arms'] for d in walk(was['arms'][a], now['arms'][a], a)]
 
-# %% ../nbs/11_study.ipynb #baf56fcf
+# %% ../nbs/11_study.ipynb #75dbf9e0
 @contextmanager
 def _said_once():
     "Lets every message through once: twelve cells have the same things to say."
@@ -188,7 +188,7 @@ def run(self:Study,
         def go(work, jobs, share):
             "Jobs that are `share` of a cell's work each."
             at = bar.n
-            def tell(part): bar.n = at+share*part; bar.refresh()
+            def tell(part): bar.n = round(at+share*part, 6); bar.refresh()
             with closing(on_ray(work, jobs, ray, gpus) if ray else in_turn(work, jobs, tell)) as ended:
                 for (arm,seed,*_),sentence,trace in ended:
                     at += share; tell(0)
