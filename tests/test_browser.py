@@ -86,15 +86,14 @@ base = load_base('tiny')
 picker = AuxPicker(style_ref(people=3, things=3), pool('people')[:30]+pool('things')[:30], page=24)
 picker''', 'picker', '''
 recipe = no_prior(style_ref(people=3, things=3), steps=400, batch=1, checkpoint=400)
-monitor = TrainingMonitor(recipe, Path('run'), base=base, prompts=['woman farmer'], every=1, sampler=2, device='cpu')
-monitor.kw['every'] = 1
+monitor = TrainingMonitor(recipe, Path('run'), base=base, prompts=['woman farmer'], every=1, sampler=2, lines=1, device='cpu')
 monitor''', '''
 import pandas as pd
 from types import SimpleNamespace
 from styleboost.recipes import Prompt
 sets = dict(base=pool('planets'), none=pool('open-peeps'), aux=pool('micah'))
-study = SimpleNamespace(folder=Path('study'), arms=['none','aux'], seeds=(0,), steps=(10,20), failed={}, chosen={}, ref=None, prompts=lambda: [Prompt(f'person {i}', i%2==0) for i in range(8)],
-    images=lambda arm, seed, step: [p.open() for p in sets[arm][(0 if arm=='base' else step):][:8]],
+study = SimpleNamespace(folder=Path('study'), arms=['none','aux'], seeds=(0,), steps=(10,20), failed={}, chosen={}, ref=None, prompts=lambda split: [Prompt(f'person {i}', i%2==0) for i in range(8)] if split=='test' else [],
+    images=lambda arm, seed, step, split: [p.open() for p in sets[arm][(0 if arm=='base' else step):][:8]],
     table=lambda: pd.DataFrame([dict(arm=a, seed=0, step=s, split='test', group='all', metric='kid', value=s/100, low=s/100-.01, high=s/100+.01, n=8) for a in ('none','aux') for s in (10,20)]))
 compare = Compare(study, rows=4)
 compare''']
