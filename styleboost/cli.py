@@ -202,7 +202,7 @@ def export(
     say(f'The model is {made}')
     if push: say(f'It is on the hub: {push_export(out, push)}')
 
-# %% ../nbs/13_cli.ipynb #f2e0d601
+# %% ../nbs/13_cli.ipynb #9c49cd9c
 @app.command()
 def score(
     pictures:Annotated[Path, typer.Argument(help='A folder that `styleboost sample` wrote, pictures with their prompts; or a run, whose samples are scored.')],
@@ -222,6 +222,7 @@ def score(
 def _drawn(path):
     "The folder with pictures: of a run, its samples."
     if not (path/'recipe.json').exists(): return path
+    if (path/'samples').is_dir() and not any(f.is_file() for f in (path/'samples').iterdir()): raise StyleboostError(f'{path} is a run of a study, which has scored it already: see its scores.json, or the report of the study.')
     if not (path/'samples').is_dir(): raise StyleboostError(f'The run {path} has no samples; draw some with: styleboost sample {path} --prompts FILE --out DIR, and score that folder.')
     return path/'samples'
 
