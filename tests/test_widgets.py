@@ -428,6 +428,29 @@ def test_seed_arms_and_chosen_steps(study):
     assert [c.step_of(a) for a in c.arms]==[50,100,200] and c._step.disabled and 'step 100' in text(c._heads['generated'])
     assert c.pictures('none')[0].tobytes()==study.draw('none',1,50,0).tobytes()
 
+class AsStudies(Fake):
+    "Draws as a study does: validation prompts at every step, test prompts at each arm's chosen one."
+    def images(self, arm, seed, step, split='test'): return super().images(arm, seed, step) if arm=='base' or split=='validation' or step==self.chosen[arm] else None
+
+def test_a_study_opens_where_its_test_prompts_are_drawn_and_validation_shows_every_step():
+    c = Compare(AsStudies())
+    assert c.at_chosen and [c.step_of(a) for a in c.study.arms]==[50,100,200] and c.sentence=='' and all(c.pictures(a)[0] for a in c.study.arms)
+    c.at_chosen = False
+    assert c.sentence.startswith('Not drawn at this step: none, generated.') and "split='validation'" in c.sentence
+    v = Compare(AsStudies(), split='validation')
+    for step in v.study.steps: v.step = step; assert v.sentence=='' and not v.at_chosen and v.pictures('aux')[0]
+
+def test_the_page_of_a_study_opens_at_the_chosen_steps(tmp_path):
+    opens = lambda study: 'id="best" checked' in Compare(study).export(tmp_path/'page.html').read_text('utf-8')
+    assert opens(AsStudies()) and not opens(Fake())
+
+def test_what_a_study_chose_is_read_once(study, monkeypatch):
+    reads = []
+    monkeypatch.setattr(Fake, 'chosen', property(lambda self: reads.append(0) or dict(none=50, generated=100, aux=200)))
+    c = Compare(study); n = len(reads)
+    c.at_chosen = True; c.turn(); c.seed = 1
+    assert len(reads)==n==1
+
 def test_pictures_are_asked_for_once(study):
     c = Compare(study); n = len(study.asked)
     c.turn(); c.turn(-1); c.group = 'people'; c.step = 50; c.step = 200
@@ -467,7 +490,7 @@ def test_a_study_without_pictures_says_so_and_shows_them_when_they_come(study):
     study.lost = dict.fromkeys(('base', *study.arms))
     c = Compare(study)
     assert 'run the study first' in c.sentence and c.blended() is None or c.pair
-    with pytest.raises(StyleboostError): Compare(types.SimpleNamespace(**{**vars(Fake), 'failed':{}, 'prompts':lambda: [], 'table': study.table, 'folder': study.folder}))
+    with pytest.raises(StyleboostError): Compare(types.SimpleNamespace(**{**vars(Fake), 'failed':{}, 'prompts':lambda split: [], 'table': study.table, 'folder': study.folder}))
     study.lost = {}; c.refresh()
     assert c.sentence=='' and c.pictures('aux')[0]
 
@@ -523,7 +546,7 @@ def test_a_page_that_would_be_too_heavy_gets_smaller_pictures_and_says_so(study,
 
 def test_pages_of_nothing_or_to_nowhere_are_refused(study, tmp_path, refused):
     with refused('could not be written'): Compare(study).export(tmp_path/'no'/'page.html')
-    study.lost = dict.fromkeys(('base', *study.arms)); study.prompts = lambda: [Prompt('a')]*10
+    study.lost = dict.fromkeys(('base', *study.arms)); study.prompts = lambda split: [Prompt('a')]*10
     with refused('no pictures to export'): Compare(study).export(tmp_path/'page.html')
 
 def test_a_run_that_is_unfinished_or_gone_is_an_arm_that_failed(tmp_path):

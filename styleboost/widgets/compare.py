@@ -24,7 +24,7 @@ from ..training import Run
 from .page import number_rows, write_page
 from .panels import Panel, Tiles, gridded, row, thumb
 
-# %% ../../nbs/widgets/04_compare.ipynb #88ecaf03
+# %% ../../nbs/widgets/04_compare.ipynb #d0b23177
 class Runs:
     "Runs seen as a study: pictures are drawn when they are asked for."
     def __init__(self,
@@ -36,7 +36,7 @@ class Runs:
         device:str='cpu',
     ):
         self.folder, self.seed, self.reference, self.sampler, self.device = Path(getattr(runs[0], 'folder', runs[0])).parent, seed, reference, sampler, device
-        self.asked, self.runs, self.failed, self.chosen, self.ref, self._drawn = [p if isinstance(p, Prompt) else Prompt(p) for p in prompts], {}, {}, {}, None, {}
+        self.asked, self.runs, self.failed, self.chosen, self.ref, self._drawn, self._scored = [p if isinstance(p, Prompt) else Prompt(p) for p in prompts], {}, {}, {}, None, {}, {}
         for r in runs:
             where = Path(getattr(r, 'folder', r))
             try:
@@ -67,8 +67,10 @@ class Runs:
     def table(self):
         "What has been drawn so far, scored; empty without a reference."
         rows = []
-        for (arm,*at),ims in self._drawn.items() if self.reference is not None else ():
-            for group,values in (score(ims, self.reference, self.asked).T.to_dict() if ims else {}).items():
+        for key,ims in self._drawn.items() if self.reference is not None else ():
+            if key not in self._scored: self._scored[key] = score(ims, self.reference, self.asked).T.to_dict() if ims else {}
+            arm, *at = key
+            for group,values in self._scored[key].items():
                 rows += [dict(arm=arm, seed=at[0] if at else None, step=at[1] if at else None, split='test', group=group, metric=m, value=values[m], low=values.get(f'{m}_low'), high=values.get(f'{m}_high'), n=values['n']) for m in METRICS if m in values]
         return pd.DataFrame(rows, columns=['arm','seed','step','split','group','metric','value','low','high','n'])
 
@@ -85,7 +87,7 @@ def numbers_of(
     none = lambda x: None if pd.isna(x) else float(x)
     return {r.metric: (float(r.value), none(r.low), none(r.high)) for r in t.itertuples() if pd.notna(r.value)}
 
-# %% ../../nbs/widgets/04_compare.ipynb #e4a03d4e
+# %% ../../nbs/widgets/04_compare.ipynb #27a7d8d6
 BASE, TRUTH = 'base', 'truth'
 TITLES = {BASE:'untouched base', TRUTH:'the artist’s own'}
 
@@ -105,18 +107,20 @@ class Compare(Panel):
         rows:int=4,        # prompts on a page
         close:int=320,     # pixels of the close-up
         title:str=None,
+        split:str='test',  # which prompts: 'test', or 'validation'
     ):
         super().__init__()
-        self.study, self.rows, self.close, self._kept, self._first = study, rows, close, {}, 0
+        self.study, self.rows, self.close, self.split, self._kept, self._first = study, rows, close, split, {}, 0
         self.title = title or f'{len(study.arms)} arms compared'
-        self.prompts = list(study.prompts())
+        self.prompts = list(study.prompts(split))
         if not self.prompts: raise StyleboostError(f'{study.folder} has no prompts to compare by; give it some.')
-        self.table = study.table()
         self.columns = ([TRUTH] if any(p.truth is not None for p in self.prompts) else []) + [BASE] + [a for a in study.arms if a!=BASE]
         self.prompt, self._flipped = 0, False
+        self._read()
         self._build()
         if arms: self.arms = arms
-        self.refresh()
+        self._draw()
+        if self._only_chosen(): self.at_chosen = True
     @classmethod
     def of_runs(cls,
         runs:list,       # `Run`s or their folders
@@ -146,9 +150,9 @@ class Compare(Panel):
     def pair(self, two): self._a.value, self._b.value = two
     def __repr__(self): return f'Compare({len(self.prompts)} prompts, {", ".join(self.columns)})'
 
-# %% ../../nbs/widgets/04_compare.ipynb #d82d154c
+# %% ../../nbs/widgets/04_compare.ipynb #08818326
 @patch
-def step_of(self:Compare, arm): return self.study.chosen.get(arm, self.step) if self.at_chosen else self.step
+def step_of(self:Compare, arm): return self.chosen.get(arm, self.step) if self.at_chosen else self.step
 
 @patch
 def pictures(self:Compare,
@@ -161,7 +165,7 @@ def pictures(self:Compare,
     key = arm if arm in (BASE, TRUTH) else (arm, seed, step)
     if key not in self._kept:
         if len(self._kept)>=24: del self._kept[next(iter(self._kept))]
-        try: ims = [p.truth and p.truth.open() for p in self.prompts] if arm==TRUTH else self.study.images(arm, seed, step)
+        try: ims = [p.truth and p.truth.open() for p in self.prompts] if arm==TRUTH else self.study.images(arm, seed, step, self.split)
         except (StyleboostError, OSError) as e: self.lost[arm] = str(e); ims = None
         else:
             if ims is not None and len(ims)!=len(self.prompts): self.lost[arm] = f'{arm} has {len(ims)} pictures for {len(self.prompts)} prompts.'; ims = None
@@ -177,21 +181,33 @@ def _why(self:Compare):
     for a in self.arms:
         ims = self.pictures(a)
         n = sum(im is None for im in ims)
-        sentence = self.study.failed.get((a, self.seed)) if a not in (BASE, TRUTH) else None
+        sentence = self.failed.get((a, self.seed)) if a not in (BASE, TRUTH) else None
         if sentence: out.append(f'{a}, seed {self.seed}: {sentence}')
         elif a in self.lost: out.append(f'{TITLES.get(a, a)}: {self.lost[a]}')
         elif n==len(ims): empty.append(TITLES.get(a, a))
         elif n and a!=TRUTH: out.append(f'{TITLES.get(a, a)} lacks {n} of its {len(ims)} pictures.')
     drawn = [a for a in self.columns if a!=TRUTH]
     if set(drawn)&set(self.arms) and len(empty)==len([a for a in self.arms if a!=TRUTH]): return ['There are no pictures yet; run the study first, then call refresh().']
-    return out + ([f'Not drawn at this step: {", ".join(empty)}.'] if empty else [])
+    more = " Test prompts are drawn at the chosen steps; Compare(study, split='validation') has every step." if self.split=='test' and self.chosen and not self.at_chosen else ''
+    return out + ([f'Not drawn at this step: {", ".join(empty)}.{more}'] if empty else [])
 
-# %% ../../nbs/widgets/04_compare.ipynb #608f92d5
+@patch
+def _only_chosen(self:Compare):
+    "Whether an arm has pictures at its chosen step and none at the one shown."
+    drawn = lambda a, step=None: any(im is not None for im in self.pictures(a, step=step))
+    return any(not drawn(a) and drawn(a, step) for a,step in self.chosen.items() if a in self.columns)
+
+# %% ../../nbs/widgets/04_compare.ipynb #eff5b438
+@patch
+def _read(self:Compare):
+    "What the study knows by now; read once, for it is in files of every cell."
+    self._kept, self.lost = {}, {}
+    self.table, self.chosen, self.failed = self.study.table(), dict(self.study.chosen), dict(self.study.failed)
+
 @patch
 def refresh(self:Compare):
     "Looks at the study again, which may have gone on."
-    self._kept, self.lost = {}, {}
-    self.table = self.study.table()
+    self._read()
     self._draw()
 
 @patch
@@ -211,12 +227,13 @@ def _draw(self:Compare, change=None):
         tiles = self._tiles[k]
         tiles.show([thumb(ims[i], 192) if ims[i] is not None else None for i in at], hints=[f'{self.prompts[i].text}, {TITLES.get(k, k)}' for i in at])
         step = '' if k in (BASE, TRUTH) else f'step {self.step_of(k)}'
-        self._heads[k].value = f'<div class="sb-head"><b>{escape(TITLES.get(k, k))}</b><span class="soft">{"failed" if (k, self.seed) in self.study.failed else step}</span></div>'
+        self._heads[k].value = f'<div class="sb-head"><b>{escape(TITLES.get(k, k))}</b><span class="soft">{"failed" if (k, self.seed) in self.failed else step}</span></div>'
     self._labels.value = '<div class="sb-labels">' + ''.join(f'<div><span>{escape(self.prompts[i].text)}</span></div>' for i in at) + '</div>'
     end, n = self._first+len(at), len(self._order)
     self._where.value = f'<span class="soft">{self._first+1}–{end} of {n} prompts</span>' if n else '<span class="soft">no such prompts</span>'
     self._back.disabled, self._on.disabled, self._step.disabled = self._first==0, end>=n, self.at_chosen
-    values = {k: numbers_of(self.table, k, self.seed, self.step_of(k), self.group) for k in shown}
+    if isinstance(self.study, Runs): self.table = self.study.table()            # what was just drawn has numbers now
+    values = {k: numbers_of(self.table, k, self.seed, self.step_of(k), self.group, self.split) for k in shown}
     cells = ''.join(f'<div title="{m}">{l}</div>'+''.join(f'<div>{c}</div>' for c in cs) for l,m,cs in number_rows(shown, values, METRICS))
     self._numbers.value = f'<div class="sb-numbers" style="grid-template-columns:var(--label) repeat({len(shown)},var(--tile))">{cells}</div>'
     if at and self.prompt not in at: self.prompt = at[0]
@@ -269,7 +286,7 @@ def _close_up(self:Compare, change=None):
     self._picture.value = data.getvalue()
     self._what.value = f'<h4>{escape(self.prompts[self.prompt].text)}</h4>'
 
-# %% ../../nbs/widgets/04_compare.ipynb #ee416fa8
+# %% ../../nbs/widgets/04_compare.ipynb #3a1aadab
 CSS = '''<style>.sb.compare{--tile:TILEpx;--label:112px}.sb .sb-grid{display:flex;gap:4px;align-items:flex-start}.sb .sb-grid>*{flex:none;margin:0}.sb .sb-grid .sb-tiles{grid-template-columns:var(--tile);grid-auto-rows:var(--tile);gap:4px;margin:0}
 .sb.compare .sb-tile.jupyter-button{padding:3px;height:var(--tile)}.sb.compare .sb-tile.jupyter-button::before{margin:0}.sb.compare .sb-tile.mod-active::after{display:none}
 .sb .sb-head{width:var(--tile);height:52px;display:flex;flex-direction:column;justify-content:flex-end;line-height:1.25;padding:0 3px 5px;box-sizing:border-box;overflow-wrap:anywhere;font-size:12px}.sb .sb-labels{width:var(--label);padding-top:52px;display:grid;grid-auto-rows:var(--tile);gap:4px}.sb .sb-labels>div{display:flex;align-items:center;line-height:1.3;padding-right:10px;overflow:hidden}
@@ -296,7 +313,7 @@ def _build(self:Compare):
     for w in (self._group, self._seed, self._step, self._best, *self._toggles.values()): w.observe(self._draw, 'value')
     for w in (self._a, self._b): w.observe(lambda change: (self._mark(), self._close_up()), 'value')
     self._blend.observe(self._close_up, 'value')
-    first = row('Prompts', self._group, *(['seed', self._seed] if len(self._seed.options)>1 else []), *(['step', self._step] if len(self._step.options)>1 else []), *([self._best] if s.chosen else []))
+    first = row('Prompts', self._group, *(['seed', self._seed] if len(self._seed.options)>1 else []), *(['step', self._step] if len(self._step.options)>1 else []), *([self._best] if self.chosen else []))
     second = row('Show', *self._toggles.values())
     grid = HBox([self._labels, *self._columns.values()]); grid.add_class('sb-grid')
     close = VBox([self._what, self._picture, HBox([self._a, self._b]), row(self._blend, self.button('Flip', self.flip, 'the other of the two'))]); close.add_class('sb-close')
@@ -304,7 +321,7 @@ def _build(self:Compare):
     tile = 100 if n<=4 else 80 if n<=6 else 64
     self.fill(HTML(CSS.replace('TILE', str(tile))), HTML(f'<h4>{escape(self.title)}</h4>'), first, second, sides)
 
-# %% ../../nbs/widgets/04_compare.ipynb #0101b729
+# %% ../../nbs/widgets/04_compare.ipynb #ba0bc799
 @patch
 def static(self:Compare,
     size:int=64,  # pixels of a picture
@@ -324,8 +341,8 @@ def export(self:Compare,
     pictures = {k: self.pictures(k) for k in fixed} | {f'{a}|{seed}|{step}': self.pictures(a, seed, step) for a in arms for seed in s.seeds for step in s.steps}
     pictures = {k:ims for k,ims in pictures.items() if any(im is not None for im in ims)}
     if not pictures: raise StyleboostError('There are no pictures to export; run the study first.')
-    ways = [*s.steps] + (['chosen'] if s.chosen else [])
-    numbers = {f'{g}|{seed}|{w}': {k: numbers_of(self.table, k, seed, s.chosen.get(k) if w=='chosen' else w, g) for k in self.columns} for g in groups for seed in s.seeds for w in ways}
+    ways = [*s.steps] + (['chosen'] if self.chosen else [])
+    numbers = {f'{g}|{seed}|{w}': {k: numbers_of(self.table, k, seed, self.chosen.get(k) if w=='chosen' else w, g, self.split) for k in self.columns} for g in groups for seed in s.seeds for w in ways}
     lead = f'{len(self.prompts)} prompts, drawn by {len(arms)} arms, {len(s.seeds)} seed{"s" if len(s.seeds)>1 else ""} each, at {len(s.steps)} step{"s" if len(s.steps)>1 else ""}. Click a picture to see it closely and to flip between the arms.'
     return write_page(path, self.title, lead, self.prompts, [(k, TITLES.get(k, k)) for k in self.columns], fixed, list(s.seeds), list(s.steps), pictures, numbers, METRICS,
-        {f'{a}|{seed}':t for (a,seed),t in s.failed.items()}, dict(s.chosen), 'Intervals are 95 %. A row differs in the arm alone.', limit)
+        {f'{a}|{seed}':t for (a,seed),t in self.failed.items()}, self.chosen, 'Intervals are 95 %, over the prompts of one run; other seeds move the numbers too. A row differs in the arm alone.', limit, self.at_chosen)

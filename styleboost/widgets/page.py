@@ -77,7 +77,7 @@ def number_rows(
         rows.append((f'{escape(label)}&nbsp;{ARROWS[way]}', escape(meaning), out))
     return rows
 
-# %% ../../nbs/widgets/03_page.ipynb #d3e50bc9
+# %% ../../nbs/widgets/03_page.ipynb #efd27acb
 MORE = '''
 .bar2{position:sticky;top:0;z-index:3;display:flex;flex-wrap:wrap;gap:10px 28px;align-items:center;padding:12px 0;background:var(--bg);border-bottom:1px solid var(--line);font-size:14px}.bar2 label{display:inline-flex;gap:6px;align-items:center}.bar2 fieldset{border:0;margin:0;padding:0;display:flex;gap:4px 12px;flex-wrap:wrap;align-items:center}.bar2 span{color:var(--soft)}
 .bar2 input[type=range]{width:180px;accent-color:var(--a1)}.bar2 input{accent-color:var(--a1)}.bar2 output{font-variant-numeric:tabular-nums;min-width:3em}
@@ -95,7 +95,7 @@ PAGE = '''<!DOCTYPE html>
 <fieldset><span>Prompts</span>{% for g in groups %}<label><input type="radio" name="group" value="{{g}}"{{' checked' if loop.first}}>{{g}}</label>{% endfor %}</fieldset>
 {% if seeds|length>1 %}<fieldset><span>Seed</span>{% for s in seeds %}<label><input type="radio" name="seed" value="{{s}}"{{' checked' if loop.first}}>{{s}}</label>{% endfor %}</fieldset>{% endif %}
 {% if steps|length>1 %}<label><span>Step</span><input type="range" id="step" min="0" max="{{steps|length-1}}" value="{{steps|length-1}}" list="steps"><output id="at"></output></label>{% endif %}
-{% if chosen %}<label><input type="checkbox" id="best">each arm at the step chosen on validation</label>{% endif %}
+{% if chosen %}<label><input type="checkbox" id="best"{{' checked' if at_chosen}}>each arm at the step chosen on validation</label>{% endif %}
 <fieldset><span>Show</span>{% for k,t in columns %}<label><input type="checkbox" name="arm" value="{{k}}" checked>{{t}}</label>{% endfor %}</fieldset></div>
 <table class="cmp"><thead><tr><th></th>{% for k,t in columns %}<th data-k="{{k}}" scope="col">{{t}}<span class="fail"></span></th>{% endfor %}</tr></thead>
 <tbody>{% for p in prompts %}{% set i=loop.index0 %}<tr data-people="{{'people' if p.people else 'things' if p.people is not none else ''}}"><th scope="row">{{p.text}}</th>{% for k,t in columns %}<td data-k="{{k}}"><button data-i="{{i}}" data-c="{{loop.index0}}" aria-label="{{p.text}}, {{t}}" title="{{p.text}}, {{t}}" style="background-image:var(--u{{loop.index0}});background-size:{{per*100}}% {{high*100}}%;background-position:{{'%.4f'|format(i%per*100/(per-1))}}% {{'%.4f'|format((i//per)*100/(high-1) if high>1 else 0)}}%"></button></td>{% endfor %}</tr>
@@ -122,7 +122,7 @@ dialog.addEventListener('keydown',e=>{const d={ArrowRight:1,ArrowLeft:-1}[e.key]
 </script></body></html>
 '''
 
-# %% ../../nbs/widgets/03_page.ipynb #bd799803
+# %% ../../nbs/widgets/03_page.ipynb #4db51a15
 def write_page(
     path:str|Path,   # an .html file
     title:str,       # the headline
@@ -139,6 +139,7 @@ def write_page(
     chosen:dict={},  # key -> step
     facts:str='',    # a line below
     limit:float=5e6, # bytes of the page
+    at_chosen:bool=False, # whether it opens with each arm at its chosen step
 )->Path:
     "One file with everything in it."
     keys = [k for k,_ in columns]
@@ -148,7 +149,7 @@ def write_page(
     data = dict(columns=keys, titles=[t for _,t in columns], fixed=list(fixed), seeds=[str(s) for s in seeds], steps=list(steps), numbers=foot, failed=failed, chosen=chosen,
         missing={k:[i for i,im in enumerate(ims) if im is None] for k,ims in pictures.items() if None in ims})
     def page(sheets, size):
-        return jinja2.Environment(autoescape=True, trim_blocks=True).from_string(PAGE).render(title=title, lead=lead, prompts=prompts, columns=columns, seeds=seeds, steps=steps, chosen=chosen, groups=groups, per=PER, facts=facts,
+        return jinja2.Environment(autoescape=True, trim_blocks=True).from_string(PAGE).render(title=title, lead=lead, prompts=prompts, columns=columns, seeds=seeds, steps=steps, chosen=chosen, at_chosen=at_chosen, groups=groups, per=PER, facts=facts,
             high=math.ceil(len(prompts)/PER), tile=max(64, min(size, 96)), style=STYLE+MORE, data=json.dumps(dict(data, sheets=sheets), ensure_ascii=False).replace('</','<\\/'))
     sheets, size = sheets_within(pictures, limit-len(page({}, 64).encode()))
     try: write_whole({path: page(sheets, size)})
