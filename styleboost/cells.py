@@ -24,7 +24,7 @@ from .sampling import sample
 from .training import Run, move, train
 from .world import pictures as world
 
-# %% ../nbs/10c_cells.ipynb #0ba5468f
+# %% ../nbs/10c_cells.ipynb #6497df2b
 def _same_text(p): return ' '.join(p.text.lower().split())
 
 @dataclass(frozen=True)
@@ -47,12 +47,12 @@ def without(
     reference:ImageSet,  # real pictures to score against
     seen:list,           # of `ImageSet`: what is trained on
 )->ImageSet:
-    "The reference without pictures that are trained on, byte for byte; says what it took out."
-    shas = {p.sha for s in seen for p in s}
-    keep = [p for p in reference if p.sha not in shas]
+    "The reference without pictures that are trained on, and without variants of their subjects; says what it took out."
+    shas, kin = {p.sha for s in seen for p in s}, {(p.set, p.subject) for s in seen for p in s if p.subject}
+    keep = [p for p in reference if p.sha not in shas and (p.set, p.subject) not in kin]
     gone = len(reference)-len(keep)
     if not keep: raise StyleboostError(f'Every picture of the reference {reference.name} is also trained on, so it would reward copying; give other pictures of the style.')
-    if gone: note(f'{reference.name}: {gone} of {len(reference)} pictures are also trained on and are left out of the reference, or copying would be rewarded.')
+    if gone: note(f'{reference.name}: {gone} of {len(reference)} pictures are also trained on, or are variants of such, and are left out of the reference, or copying would be rewarded.')
     return ImageSet(keep, reference.name) if gone else reference
 
 # %% ../nbs/10c_cells.ipynb #c421e1bb
@@ -91,7 +91,7 @@ def own_style(
     else: chooses = read(validation)
     return Style(name or ref.name, ref, reference, chooses, asked)
 
-# %% ../nbs/10c_cells.ipynb #e1bedcf4
+# %% ../nbs/10c_cells.ipynb #99c63415
 @dataclass(frozen=True)
 class Bench:
     "What all cells of a study share."
@@ -102,7 +102,7 @@ class Bench:
     sampler:int=20          # sampler steps
     guidance:float=7.
     scheduler:str='ddim'
-    judge:object=None       # an `Encoder` to score with; the embedded one unless given
+    judge:object=None       # an `Encoder` to score with, or what `load_encoder` takes; the embedded one unless given
     device:str=None         # 'cpu' keeps it off the GPU
     @property
     def base_folder(self): return Path(self.out)/'base'

@@ -256,7 +256,7 @@ def suggest(
     say(f'{k} pictures are in {folder}, {sum(bool(p) for p in chosen.images.people)} of them flagged as people; near {mean.near:.2f}, style itself {mean.style_itself:.2f} on average')
     say(f'They are shown in {folder}.png, and all {len(chosen.table)} of the pool with their terms are in {folder}.json; train with: --aux {folder}')
 
-# %% ../nbs/13_cli.ipynb #07536d21
+# %% ../nbs/13_cli.ipynb #90801b61
 @app.command()
 def compare(
     out:Annotated[Path, typer.Option(help='Folder for the study; one that was begun goes on.')],
@@ -273,6 +273,7 @@ def compare(
     recipe:Annotated[Optional[Path], typer.Option(help='A recipe.json whose settings all arms use where no option says otherwise.')]=None,
     aux_count:Annotated[int, typer.Option(help='Auxiliary or generated images in each arm; all where there are fewer.')]=20,
     sampler:Annotated[int, typer.Option(help='Sampler steps.')]=20,
+    encoder:Annotated[str, typer.Option(help='What the scores look through, as for score.')]='world',
     ray:Annotated[Optional[str], typer.Option(help='A Ray cluster: its address, auto to find it, or local to start one here.')]=None,
     gpus:Annotated[float, typer.Option(help='GPUs a run on the cluster, which may be a fraction.')]=0.,
 ):
@@ -287,7 +288,7 @@ def compare(
     arms = _named(aux)
     if 'none' not in arms.values(): say('The arm without a prior is added: what is no better than none is not worth its time.'); arms = dict(none='none', **arms)
     shared = {k:v for k,v in _saved(recipe)['fields'].items() if k not in ('base','method','steps')} if recipe else {}
-    study = Study(about, arms, out, range(seeds), checkpoints, base, method, aux_count, sampler=sampler, **shared)
+    study = Study(about, arms, out, range(seeds), checkpoints, base, method, aux_count, sampler=sampler, judge=encoder, **shared)
     study.run(ray, gpus)
     if study.done:
         page = study.report()

@@ -25,7 +25,7 @@ def t_interval(
     half = student(len(x)-1, confidence)*x.std()/math.sqrt(len(x))
     return x.mean(), x.mean()-half, x.mean()+half
 
-# %% ../nbs/10b_comparison.ipynb #d1aed88c
+# %% ../nbs/10b_comparison.ipynb #60d9adcd
 def verdict(
     low:float, high:float,  # an interval of a difference
     way:str,                # 'up' if more is better, or 'down'
@@ -44,6 +44,7 @@ def by_seed(
     if metric not in set(table.metric): raise StyleboostError(f'Nothing was measured as {metric!r}; choose one of {", ".join(m for m in METRICS if m in set(table.metric))}.')
     if group not in set(table.group): raise StyleboostError(f'There is no group {group!r} in the table; choose one of {", ".join(g for g in dict.fromkeys(table.group) if g)}.')
     rows, arms = table[(table.metric==metric)&(table.group==group)], [a for a in dict.fromkeys(table.arm) if a!='base']
+    if rows.empty: raise StyleboostError(f'{metric} is not measured for the group {group!r}; choose {" or ".join(dict.fromkeys(table[table.metric==metric].group))}.')
     return rows.pivot(index='seed', columns='arm', values='value').reindex(columns=arms) if not rows.duplicated(['arm','seed']).any() else _ambiguous(rows)
 
 def _ambiguous(rows): raise StyleboostError(f'{rows.arm.iloc[0]} has more than one {rows.metric.iloc[0]} a seed; keep the rows of one split and of one step an arm.')
@@ -73,7 +74,7 @@ def paired(
         out.append(row)
     return pd.DataFrame(out)
 
-# %% ../nbs/10b_comparison.ipynb #e0a30a35
+# %% ../nbs/10b_comparison.ipynb #20d88bf7
 def in_words(
     found:pd.DataFrame,  # from `paired`
     metric:str='kid',
@@ -88,7 +89,7 @@ def in_words(
         also = '' if not hasattr(r, 'plain') or r.agree else f'; by plain features: {r.plain}'
         out.append(f'{word}, {label} {d} ({low} to {high}, {r.seeds} seeds){also}.')
     held = [r.arm for r in found.itertuples() if r.holds]
-    if len(found)>1: out.append(f'{len(found)} comparisons at 95 % each: about one such interval in 20 misses by chance; {", ".join(held) or "none"} would hold if the 5 % were shared among them.')
+    if len(found)>1: out.append(f'{len(found)} comparisons at 95 % each: about one such interval in 20 misses by chance; {", ".join(held) or "no verdict"} would hold if the 5 % were shared among them.')
     return out
 
 # %% ../nbs/10b_comparison.ipynb #1800626c

@@ -242,7 +242,7 @@ def plain(x):
     if isinstance(x, float): return x if math.isfinite(x) else None
     return x if x is None or isinstance(x, (bool,int,str)) else str(x)
 
-# %% ../nbs/10a_report.ipynb #67709296
+# %% ../nbs/10a_report.ipynb #7529d520
 @dataclass
 class Section:
     "A section that a report adds after its numbers."
@@ -270,7 +270,7 @@ def write_report(
     truths = [p.truth for p in prompts if p.truth]
     sets = [('StyleRef: the style to learn', ref)] + [(c.title, c.aux) for c in columns if c.aux]
     artwork = ', '.join(sorted({f'{p.set} ({p.licence})' for _,s in sets for p in [*s, *truths] if p.set and p.licence}))
-    parts = [(head, [(i,p) for i,p in enumerate(prompts) if bool(p.people) is who]) for head,who in (('People',True), ('Things',False))]
+    parts = [(head, [(i,p) for i,p in enumerate(prompts) if p.people is who]) for head,who in (('People',True), ('Things',False), ('People or things', None))]
     page = jinja2.Environment(autoescape=True, trim_blocks=True).from_string(PAGE).render(
         title=title, lead=lead, columns=columns, verdict=verdict, sets=sets, parts=parts, truth=bool(truths), table=score_rows(columns, metrics), curves=loss_curves(columns),
         colour={k:f'var(--{next(n for n,p in PALETTE.items() if p==v)})' for k,v in colours(columns).items()}, sections=sections, artwork=artwork, style=STYLE, data_uri=data_uri, most=30, many=' many' if len(columns)>5 else '',

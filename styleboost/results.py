@@ -156,7 +156,7 @@ def plot(self:Results,
     if metric not in set(t.metric): raise StyleboostError(f'Nothing was measured as {metric!r} on {split} prompts; choose one of {", ".join(m for m in METRICS if m in set(t.metric))}.')
     return panels(step_lines(t, metric))
 
-# %% ../nbs/10e_results.ipynb #e869be44
+# %% ../nbs/10e_results.ipynb #0b9c414e
 def _scores(rows, arm):
     "Means over seeds of an arm: group -> metric -> number, and n."
     mine = rows[rows.arm==arm]
@@ -170,15 +170,17 @@ def _losses(run):
 def _column(self:Results, arm, rows):
     seeds, step, asked = [s for a,s in self.done if a==arm], self.chosen.get(arm), self.prompts()
     prior = self.folder/'sets'/f'prior-{arm}'
-    if not seeds: return Column(arm, arm, [None]*len(asked), {}, note='failed')
+    if not seeds: return Column(arm, arm, [None]*len(asked), {}, note='failed' if arm in {a for a,_ in self.failed} else 'not done yet')
     return Column(arm, arm, self.images(arm, seeds[0], step), _scores(rows, arm), _losses(Run(self.run_folder(arm, seeds[0]))), ImageSet.from_folder(prior) if prior.exists() else None,
-                  f'step {step}, {len(seeds)} seed{"s" if len(seeds)>1 else ""}')
+                  f'step {step}, {len(seeds)} seed{"s" if len(seeds)>1 else ""}, pictures of seed {seeds[0]}')
 
 @patch
 def _sections(self:Results, rows):
     t, out = self.table(), []
     metric = next(m for m in (self.info['choose'], 'style', *METRICS) if m in set(rows.metric))
-    curves = page_svg(panels(step_lines(t[t.split=='validation'], metric)), 'Scores over the training steps')
+    tried = t[t.split=='validation']
+    chose = next(m for m in (self.info['choose'], 'style', *METRICS) if m in set(tried.metric))
+    curves = page_svg(panels(step_lines(tried, chose)), 'Scores over the training steps')
     out.append(Section('How long to train', 'The score on validation prompts at each checkpoint, the mean over seeds with its interval. It chose the step of each arm; the numbers above are of the test prompts, which chose nothing.', curves))
     if len(self.arms)>1:
         heads, body = ['', 'measure', 'prompts', 'difference', '95 % interval', 'seeds', 'what it allows to say'], []

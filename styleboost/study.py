@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['arm_name', 'arm_recipe', 'Study', 'differences']
 
-# %% ../nbs/11_study.ipynb #4ac2049a
+# %% ../nbs/11_study.ipynb #457276e3
 import json, re
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -16,8 +16,9 @@ from tqdm.auto import tqdm
 
 from . import __version__
 from .base import Base
-from .cells import Bench, Style, embedded, examine, has, learn, report_on, untouched, without
+from .cells import Bench, Style, embedded, examine, learn, report_on, untouched, without
 from .cluster import in_turn, on_ray
+from .features import load_encoder
 from .images import ImageSet, StyleboostError, log, note, png, write_whole
 from .metrics import METRICS
 from .priors import prior_images, resolve
@@ -48,7 +49,7 @@ def arm_recipe(
     if len(images)<n: note(f'{images.name} has {len(images)} pictures, fewer than the {n} of other arms, and all are used.')
     return with_prior(plain, images.sample(min(n, len(images)), seed), name=name)
 
-# %% ../nbs/11_study.ipynb #782fef7a
+# %% ../nbs/11_study.ipynb #e29bc0ca
 class Study(Results):
     "A table of runs: arms by seeds, scored at several checkpoints."
     def __init__(self,
@@ -64,7 +65,7 @@ class Study(Results):
         sampler:int=20,        # sampler steps
         guidance:float=7.,
         scheduler:str='ddim',
-        judge=None,            # an `Encoder` to score with; the embedded one unless given
+        judge=None,            # an `Encoder` to score with, or what `load_encoder` takes; the embedded one unless given
         device:str=None,       # 'cpu' keeps it off the GPU
         **kw                   # other fields of `Recipe`, in arms given as words
     ):
@@ -72,7 +73,8 @@ class Study(Results):
         seeds, steps = tuple(dict.fromkeys(seeds)), tuple(sorted(set(steps)))
         if not seeds or min(seeds)<0: raise StyleboostError(f'The seeds of the study are {list(seeds)}; give whole numbers of 0 or more, at least two for an interval.')
         if not steps or steps[0]<1: raise StyleboostError(f'The checkpoints of the study are {list(steps)}; give step numbers of 1 or more.')
-        if choose not in METRICS: raise StyleboostError(f'There is no metric {choose!r} to choose the step by; choose one of {", ".join(METRICS)}.')
+        choosing = [m for m in METRICS if not m.endswith('people_rate')]            # measured on all prompts together
+        if choose not in choosing: raise StyleboostError(f'There is no metric {choose!r} to choose the step by; choose one of {", ".join(choosing)}.')
         self.recipes = self._arms(arms, n, method, steps[-1], kw)
         sets = [b.images for r in self.recipes.values() for b in r.bindings if isinstance(b.images, ImageSet)]
         self.style = replace(self.style, reference=without(self.style.reference, sets))
@@ -95,7 +97,7 @@ class Study(Results):
         prompts = lambda ps: [dict(text=p.text, people=p.people, truth=p.truth and p.truth.sha) for p in ps]
         info = dict(version=__version__, style=dict(name=s.name, ref=s.ref.hash, reference=s.reference.hash, validation=prompts(s.validation), test=prompts(s.test)),
                     arms={k:dict(r.to_dict(), base='') for k,r in self.recipes.items()}, seeds=list(seeds), steps=list(b.steps), choose=choose,
-                    sampler=dict(steps=b.sampler, guidance=b.guidance, scheduler=b.scheduler), judge=getattr(b.judge, 'name', 'world'), base={}, versions=versions())
+                    sampler=dict(steps=b.sampler, guidance=b.guidance, scheduler=b.scheduler), judge=load_encoder(b.judge or 'world').name, base={}, versions=versions())
         return json.loads(json.dumps(info))
     def _agreed(self, was):
         "The setting of the folder with what is new in ours; refuses to mix two studies."
@@ -132,7 +134,7 @@ def differences(
     out += [f'arm {a} is missing' for a in was['arms'] if a not in now['arms']]
     return out + [d for a in was['arms'] if a in now['arms'] for d in walk(was['arms'][a], now['arms'][a], a)]
 
-# %% ../nbs/11_study.ipynb #75dbf9e0
+# %% ../nbs/11_study.ipynb #ed8477ee
 @contextmanager
 def _said_once():
     "Lets every message through once: twelve cells have the same things to say."
@@ -199,8 +201,8 @@ def run(self:Study,
         try:
             for split in ('validation','test'): examine(bench, bench.base_folder, lambda: untouched(bench), words, split, 0, self.seeds[0])
             go(first_half, [c for c in self.cells if c not in ready], .7)
-            ready, chosen = self.learned, self.chosen
+            ready, chosen, done = self.learned, self.chosen, self.done
             if ready and not any(r['metric']==self.info['choose'] for r in self.kept(*ready[0])['rows']): note(f'{len(self.style.validation)} validation prompts are too few to measure {self.info["choose"]}, so style similarity chooses the steps; 32 would be enough.')
-            go(second_half, [(a,s,chosen[a]) for a,s in ready if a in chosen and (a,s) not in self.done], .3)
+            go(second_half, [(a,s,chosen[a]) for a,s in ready if a in chosen and (a,s) not in done], .3)
         except KeyboardInterrupt: note(f'Stopped with {len(self.done)} of {len(self.cells)} cells done; what is done is kept, and the study goes on when it is called again.'); raise
     return self

@@ -20,7 +20,7 @@ OPTIONS = dict(
     plan='--base --memory --method --rank --targets --text-encoder --no-text-encoder --prior --resolution --batch --precision --checkpointing --optimizer --fused-backward --weights --accumulate --processes --device',
     score='--reference --prompts --ref --encoder --out',
     suggest='--ref --pool --out --k --people --near --general --itself --encoder',
-    compare='--out --aux --style --ref --reference --prompts --validation --base --seeds --steps --method --recipe --aux-count --sampler --ray --gpus',
+    compare='--out --aux --style --ref --reference --prompts --validation --base --seeds --steps --method --recipe --aux-count --sampler --encoder --ray --gpus',
     export='--out --to --half --pictures --no-pictures --push',
     env='')
 

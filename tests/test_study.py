@@ -158,6 +158,12 @@ def test_a_process_that_is_killed_goes_on(tmp_path, ref, aux, picture):
 def test_another_setting_is_refused(straight, make, refused, change, words):
     with refused('holds another study', *words): make(straight.folder, **change)
 
+def test_another_judge_is_refused_however_it_is_given(straight, make, refused):
+    class Other: name = 'other'
+    make(straight.folder, judge='world')
+    with refused('judge was "world" and is "other"'): make(straight.folder, judge=Other())
+    with refused('There is no encoder'): make(straight.folder, judge='nowhere.safetensors')
+
 def test_another_recipe_prompt_or_missing_arm_is_refused(straight, make, quick, style, refused):
     with refused('aux.lr was 0.001 and is 0.01'): make(straight.folder, dict(none=quick(None), aux=quick(lr=1e-2)))
     with refused('aux.bindings'): make(straight.folder, dict(none=quick(None), aux=quick(weight=.5)))
@@ -196,6 +202,11 @@ def test_what_is_trained_on_is_not_scored_against(style, ref, aux, quick, make, 
     assert len(make(tmp_path/'s', style=replace(style, reference=style.reference+aux)).style.reference)==10
     with refused('reward copying'): replace(style, reference=ref)
 
+def test_variants_of_what_is_trained_on_are_not_scored_against(ref, picture, said):
+    kin = ImageSet([replace(picture('curly', people=True), set='mine', subject='farmer')], 'ref')
+    real = ImageSet([replace(picture(f'r{i}', people=True), set=s, subject=t) for i,(s,t) in enumerate([('mine','farmer'),('other','farmer'),('mine','cook'),('','')])], 'real')
+    assert [p.name for p in cells.without(real, [kin])]==[p.name for p in real][1:] and any('1 of 4 pictures' in m and 'variants' in m for m in said())
+
 def test_a_style_of_ones_own(tmp_path, ref, picture, said, refused):
     ref.save(tmp_path/'ref')
     ImageSet([picture(f'real{i}', people=i%2==0) for i in range(9)], 'real').save(tmp_path/'real')
@@ -221,7 +232,7 @@ def test_words_make_arms_that_differ_in_the_prior_alone(ref, tmp_path, aux, said
         with refused('cannot be the name of an arm'): make(tmp_path/'s', {name: 'none'})
     with refused('needs arms'): make(tmp_path/'s', [])
 
-@pytest.mark.parametrize('kw,words', [(dict(seeds=()), ['seeds']), (dict(seeds=(-1,)), ['seeds']), (dict(steps=()), ['checkpoints']), (dict(steps=(0,2)), ['checkpoints']), (dict(choose='beauty'), ['no metric'])])
+@pytest.mark.parametrize('kw,words', [(dict(seeds=()), ['seeds']), (dict(seeds=(-1,)), ['seeds']), (dict(steps=()), ['checkpoints']), (dict(steps=(0,2)), ['checkpoints']), (dict(choose='beauty'), ['no metric']), (dict(choose='people_rate'), ['no metric'])])
 def test_wrong_calls(make, tmp_path, refused, kw, words):
     with refused(*words): make(tmp_path/'s', **kw)
     assert not (tmp_path/'s').exists()
@@ -264,4 +275,6 @@ def test_questions_the_table_cannot_answer(refused):
     with refused('no arm'): paired(t, against='b')
     with refused('Nothing was measured'): paired(t, 'style')
     with refused('no group'): paired(t, group='people')
+    rates = pd.concat([t, pd.DataFrame(table(dict(none=[1.,2.], a=[1.,2.]), 'people_rate', group='people'))])
+    with refused("people_rate is not measured for the group 'all'", 'choose people'): paired(rates, 'people_rate')
     with refused('more than one'): paired(pd.concat([t, t.assign(step=2)]))

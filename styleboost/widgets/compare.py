@@ -313,7 +313,7 @@ def _build(self:Compare, arms):
     tile = 100 if n<=4 else 80 if n<=6 else 64
     self.fill(HTML(CSS.replace('TILE', str(tile))), HTML(f'<h4>{escape(self.title)}</h4>'), first, second, sides)
 
-# %% ../../nbs/widgets/04_compare.ipynb #b8ec05ea
+# %% ../../nbs/widgets/04_compare.ipynb #4842a27d
 @patch
 def static(self:Compare,
     size:int=64,  # pixels of a picture
@@ -339,4 +339,4 @@ def export(self:Compare,
     many = lambda n, what: f'{n} {what}{"s" if n!=1 else ""}'
     lead = f'{" and ".join(many(len(ps), f"{split} prompt") for split,ps in self.asked.items())}, drawn by {many(len(arms), "arm")} of {many(len(s.seeds), "seed")} each, at {many(len(s.steps), "step")}. Click a picture to see it closely and to flip between the arms.'
     return write_page(path, self.title, lead, self.asked, [(k, TITLES.get(k, k)) for k in self.columns], fixed, list(s.seeds), list(s.steps), pictures, numbers, METRICS,
-        {f'{a}|{seed}':t for (a,seed),t in s.failed.items()}, dict(s.chosen), 'Intervals are 95 %. A row differs in the arm alone.', limit)
+        {f'{a}|{seed}':t for (a,seed),t in s.failed.items()}, dict(s.chosen), 'Intervals are 95 %, over the prompts of one run; other seeds move the numbers too. A row differs in the arm alone.', limit)
