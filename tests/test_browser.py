@@ -25,7 +25,7 @@ def jupyterlab(folder, theme='JupyterLab Light'):
     with (own/'log.txt').open('w') as log:
         server = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0', '--IdentityProvider.token=', '--ServerApp.disable_check_xsrf=True', f'--ServerApp.root_dir={folder}'], env=env, stdout=log, stderr=log)
     try:
-        for _ in range(300):
+        for _ in range(600):
             try: urllib.request.urlopen(f'http://127.0.0.1:{port}/api', timeout=5); break
             except OSError: assert server.poll() is None, (own/'log.txt').read_text(); time.sleep(.2)
         yield f'http://127.0.0.1:{port}', own/'runtime'
@@ -38,7 +38,7 @@ def chromium(**kw):
     with playwright.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(**kw)
-        playwright.expect.set_options(timeout=60_000); page.set_default_timeout(60_000)
+        playwright.expect.set_options(timeout=120_000); page.set_default_timeout(120_000)
         def only_here(route):
             if route.request.url.startswith(('http://127.0.0.1','data:','blob:')): return route.continue_()
             outside.append(route.request.url); route.abort()
