@@ -160,7 +160,7 @@ def kohya_tensors(
     if _kohya[r.method]=='lycoris.kohya': about['ss_network_args'] = json.dumps(dict(algo='lora' if r.method=='dora' else r.method))
     return out, {k:str(v) for k,v in about.items()}
 
-# %% ../nbs/09a_export.ipynb #1216092f
+# %% ../nbs/09a_export.ipynb #c97951ff
 def _where(base):
     "A base in the words of Python, without the paths of this machine."
     if base=='tiny': return 'from styleboost.base import TINY as base'
@@ -185,12 +185,23 @@ def snippet(
     return (f'import torch\nfrom diffusers import {cls}{"" if to=="diffusers" else ", "+sched}\n\n{load}'
             f'image = pipe("{style_prompt("woman farmer", run.words)}", num_inference_steps={r["steps_sampled"]}, guidance_scale={float(r["guidance"])},\n             generator=torch.Generator().manual_seed(0)).images[0]')
 
+def _at_the_end(rows, steps):
+    "A study's scores of the weights that are exported, those of the last step: group -> metric -> value."
+    table = {}
+    for r in sorted(rows, key=lambda r: r['split']=='test'):                              # test scores, where there are some, over those of validation
+        if r['step']==steps: table.setdefault(f'{r["group"]}, {r["split"]}', dict(n=r['n']))[r['metric']] = r['value']
+    return table
+
 def _scores(run):
     "The run's scores as a table, if it has any."
     f = run.folder/'scores.json'
     if not f.exists(): return ''
-    try: table = json.loads(f.read_text('utf-8')); keys = list(dict.fromkeys(k for row in table.values() for k in row))
+    try:
+        table = json.loads(f.read_text('utf-8'))
+        if 'rows' in table: table = _at_the_end(table['rows'], run.recipe['steps'])       # a study's
+        keys = list(dict.fromkeys(k for row in table.values() for k in row))
     except (OSError, ValueError, AttributeError, TypeError) as e: raise StyleboostError(f'{f} cannot be read ({e}); remove it or score the run again.') from e
+    if not table: return ''
     cell = lambda v: f'{v:.4g}' if isinstance(v, (int,float)) else '' if v is None else str(v)
     return '\n'.join(['## Scores', '', '| | '+' | '.join(keys)+' |', '|---'*(len(keys)+1)+'|'] + [f'| {g} | '+' | '.join(cell(row.get(k)) for k in keys)+' |' for g,row in table.items()]) + '\n\n'
 
