@@ -167,7 +167,7 @@ def has(kept:dict, split:str, step:int)->bool:
     "Whether a split was scored at a step."
     return any(r['split']==split and r['step']==step for r in kept['rows'])
 
-# %% ../nbs/10c_cells.ipynb #abdcdc0b
+# %% ../nbs/10c_cells.ipynb #6a58acb2
 def examine(
     bench:Bench,
     folder:Path,   # of the run
@@ -176,6 +176,7 @@ def examine(
     split:str,     # 'validation' or 'test'
     step:int,
     seed:int,      # of the cell
+    ref:ImageSet=None,  # what was trained on as the style, for copying; the study's StyleRef unless given
 ):
     "Draws a split's prompts unless they are drawn, and scores them unless they are scored."
     kept = kept_scores(folder)
@@ -186,10 +187,12 @@ def examine(
         images = sample(model(), [style_prompt(p.text, words) for p in asked], noise(seed, split), bench.sampler, bench.guidance, bench.scheduler, raw=True)
         keep_pictures(folder, split, step, asked, images)
     drawn = time.time()
-    rows = tidy(score(images, bench.style.reference, asked, bench.judge, ref=bench.style.ref, base=None if folder==bench.base_folder else kept_pictures(bench.base_folder, split, 0)), split=split, step=step)
+    rows = tidy(score(images, bench.style.reference, asked, bench.judge, ref=ref or bench.style.ref, base=None if folder==bench.base_folder else kept_pictures(bench.base_folder, split, 0)), split=split, step=step)
     if not rows: raise StyleboostError(f'Nothing could be measured on {len(asked)} {split} prompts; give more prompts, or more pictures in the reference.')
     spent = dict(draw=drawn-t, score=time.time()-drawn)
     write_whole({Path(folder)/'scores.json': json.dumps(dict(rows=kept['rows']+rows, seconds=dict(kept['seconds'], **{k:round(kept['seconds'].get(k,0)+v, 2) for k,v in spent.items()})), indent=0)+'\n'})
+
+def _shown(recipe): return ImageSet([p for b in recipe.bindings if b.role=='style' for p in b.images], 'style')
 
 def _model(bench, run, step): return lambda: run.model(pick_device(bench.device), None if step==bench.steps[-1] else step, bench.loaded)
 
@@ -205,14 +208,15 @@ def learn(
     run = train(replace(recipe, steps=bench.steps[-1]), folder, seed, base=bench.loaded, device=bench.device, resume=(Path(folder)/'recipe.json').exists(),
                 latents=bench.out/'latents', snapshots=bench.steps[:-1], progress=False, watch=lambda line: tell(.5*line['step']/bench.steps[-1]))
     for i,step in enumerate(bench.steps):
-        examine(bench, folder, _model(bench, run, step), run.words, 'validation', step, seed); tell(.5+.5*(i+1)/len(bench.steps))
+        examine(bench, folder, _model(bench, run, step), run.words, 'validation', step, seed, _shown(recipe)); tell(.5+.5*(i+1)/len(bench.steps))
 
 def report_on(
     bench:Bench,
-    folder:Path,  # of the run
+    recipe:Recipe,
+    folder:Path,    # of the run
     seed:int,
-    step:int,     # the chosen one
+    step:int,       # the chosen one
 ):
     "The second half of a cell: draws and scores the test prompts at the step that validation chose."
     run = Run(folder)
-    examine(bench, folder, _model(bench, run, step), run.words, 'test', step, seed)
+    examine(bench, folder, _model(bench, run, step), run.words, 'test', step, seed, _shown(recipe))

@@ -134,7 +134,7 @@ def differences(
     out += [f'arm {a} is missing' for a in was['arms'] if a not in now['arms']]
     return out + [d for a in was['arms'] if a in now['arms'] for d in walk(was['arms'][a], now['arms'][a], a)]
 
-# %% ../nbs/11_study.ipynb #ed8477ee
+# %% ../nbs/11_study.ipynb #d084f84c
 @contextmanager
 def _said_once():
     "Lets every message through once: twelve cells have the same things to say."
@@ -183,7 +183,7 @@ def run(self:Study,
     recipes, bench = self.begin(), self.bench
     words, folder = next(iter(recipes.values())).token, {c:self.run_folder(*c) for c in self.cells}
     def first_half(arm, seed, tell=None): learn(bench, recipes[arm], folder[arm,seed], seed, tell)
-    def second_half(arm, seed, step, tell=None): report_on(bench, folder[arm,seed], seed, step)
+    def second_half(arm, seed, step, tell=None): report_on(bench, recipes[arm], folder[arm,seed], seed, step)
     ready, done = self.learned, self.done
     with _said_once(), tqdm(total=len(folder), initial=.7*len(ready)+.3*len(done), desc=self.folder.name, disable=not progress, smoothing=0,
                             bar_format='{desc}: {percentage:3.0f}% |{bar}| {n:.1f} of {total} cells, {elapsed} gone, {remaining} left') as bar:
