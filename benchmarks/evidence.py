@@ -55,12 +55,17 @@ def weights(name):
     ref = style_ref(name)
     return {f'weight-{w:g}': styleboost(ref, pool('people'), AUX, prior_weight=w, **SAME) for w in (0,.5,1,2)}
 
-def two_words(name):
-    "One word for the style, or one for its people and one for the rest."
-    ref, who, what = style_ref(name), pool('people').sample(AUX), pool('things').sample(AUX)
-    return {'single': styleboost(ref, who, **SAME), 'multi': multi(ref.where(True), ref.where(False), who, what, **SAME)}
+def draws(name):
+    "Other draws of the sets that were drawn at random: what a set does is one thing, what a rule for drawing does another."
+    ref, who, both = style_ref(name), pool('people'), pool('people')+pool('things')
+    return {f'{k}-{i}': styleboost(ref, pics, AUX, seed=i, **SAME) for k,pics in (('random',both), ('aux-people',who)) for i in (1,2)}
 
-PARTS = dict(core=(core, STYLES), counts=(counts, STYLES[:1]), weights=(weights, STYLES[:1]), two_words=(two_words, STYLES))   # arms, and the styles they are asked of
+def two_words(name):
+    "One word for the style, or one for its people and one for the rest; beside them one word with all the pictures that two words see, as many a step."
+    ref, who, what = style_ref(name), pool('people').sample(AUX), pool('things').sample(AUX)
+    return {'single': styleboost(ref, who, **SAME), 'single-both': styleboost(ref, who+what, **dict(SAME, batch=8)), 'multi': multi(ref.where(True), ref.where(False), who, what, **SAME)}
+
+PARTS = dict(core=(core, STYLES), draws=(draws, STYLES[:1]), counts=(counts, STYLES[:1]), weights=(weights, STYLES[:1]), two_words=(two_words, STYLES))   # arms, and the styles they are asked of
 
 def study(part, name, out, seeds=(0,1,2), **kw):
     "One part on one style; nothing is trained yet."
