@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['SIZES', 'TITLES', 'DemoSize', 'arms', 'verdict', 'demo']
 
-# %% ../nbs/11a_demo.ipynb #da524442
+# %% ../nbs/11a_demo.ipynb #ea1937c9
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from .base import load_base
 from .images import ImageSet, Picture, StyleboostError, png
-from .metrics import METRICS, score
+from .metrics import METRICS, SHOWN, score
 from .priors import generated
 from .recipes import TOKEN, Generated, dreambooth, no_prior, style_prompt, styleboost
 from .report import Column, overview, write_report
@@ -60,7 +60,7 @@ def verdict(
     out.append(f'People where asked for, as the judge sees them: {share("people_rate","people")}. Where not asked for: {share("false_people_rate","things")}.')
     return out
 
-# %% ../nbs/11a_demo.ipynb #3cac1127
+# %% ../nbs/11a_demo.ipynb #73efb8fe
 def demo(
     style:str='openmoji',     # an embedded target style
     out:str|Path='demo',      # folder for the runs and the report
@@ -97,7 +97,7 @@ def demo(
         prompts=f'{len(asked)} of the test split', sampler=f'DDIM, {size.sampler} steps, guidance 7', minutes=round((time.time()-t0)/60,1), **versions())
     half = len(asked)//2
     overview(ref, columns, asked, [*range(min(4,half)), *range(half, half+min(3,half))]).save(out/'overview.png')
-    return write_report(out, f'{s.title}: three priors', lead, columns, asked, ref, verdict(scores), facts, METRICS)
+    return write_report(out, f'{s.title}: three priors', lead, columns, asked, ref, verdict(scores), facts, {k:METRICS[k] for k in SHOWN})
 
 def _keep(run, asked, ims):
     "The pictures beside the weights that drew them."

@@ -72,18 +72,20 @@ class Run:
         return max((self.folder/'checkpoints').glob('step-*'), default=None)
     def __repr__(self): return f'Run({str(self.folder)!r}, {self.recipe["name"]}, seed {self.seed}, {"done" if self.done else "unfinished"})'
 
-# %% ../nbs/09_training.ipynb #21794e9c
+# %% ../nbs/09_training.ipynb #428691af
 @patch
 def model(self:Run,
     device:str='cpu',
     step:int=None,     # a step of `snapshots`; the end unless given
+    base:Base=None,    # the untouched base to use instead of loading it; it is not changed
 )->Base:
     "The base with what this run learnt in it."
     key = (torch.device(device).type, step)
     if self._model is None or self._model[0]!=key:
         if step is not None and step not in self.snapshots: raise StyleboostError(f'{self.folder} kept no weights of step {step}; it has {", ".join(map(str, self.snapshots)) or "only those of its end"}.')
         if step is None and not self.done: raise StyleboostError(f'{self.folder} is not finished; go on with `styleboost train … --out {self.folder} --resume`.')
-        base = load_base(self.recipe['base'], device)
+        if base is None: base = load_base(self.recipe['base'], device)
+        else: base = replace(base, **copy.deepcopy(base.models)); move(device, *base.models.values())
         if base.hash!=self.info['base_hash']: raise StyleboostError(f'{self.folder} was trained on a base with hash {self.info["base_hash"]}, and {self.recipe["base"]} now has {base.hash}; put the old base back, or train again.')
         parts = self.method.setup(base); self.method.load(base, read_tensors(self.snapshots[step] if step is not None else self.weights))
         for part in parts.values(): part.requires_grad_(False).eval()

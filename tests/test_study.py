@@ -1,0 +1,266 @@
+"Studies: nothing is drawn twice, nothing is lost, nothing is mixed, and what is reported chose nothing."
+import json, os, re, shutil, signal, subprocess, sys, time
+from dataclasses import replace
+
+import pandas as pd, pytest, torch
+
+from styleboost import cells, study as rooms
+from styleboost.cells import Style, embedded, own_style
+from styleboost.comparison import in_words, paired, ranked, t_interval
+from styleboost.images import ImageSet, StyleboostError
+from styleboost.metrics import METRICS
+from styleboost.recipes import Prompt, with_prior
+from styleboost.results import COLUMNS, Results
+from styleboost.study import Study, arm_name, arm_recipe
+
+class Killed(BaseException): "Ends the process as far as the code can tell: nothing catches it."
+
+@pytest.fixture(scope='module')
+def style(ref, picture):
+    asked = [Prompt(f'{w} {k}', k=='woman') for k in ('woman','dog') for w in ('red','old')]
+    real = ImageSet([picture(f'real{i}', people=i%2==0) for i in range(10)], 'real')
+    return Style('mine', ref, real, [replace(p, text=f'{p.text} to choose by') for p in asked], [replace(asked[0], truth=real[0]), *asked[1:]])
+
+@pytest.fixture(scope='module')
+def make(style, quick, base):
+    "Makes a study that takes seconds: two arms, two seeds, two checkpoints."
+    def make(out, arms=None, **kw):
+        arms = arms or dict(none=quick(None), aux=quick())
+        return Study(kw.pop('style', style), arms, out, **dict(dict(seeds=(0,1), steps=(1,2), base=base, sampler=1, device='cpu'), **kw))
+    return make
+
+@pytest.fixture(scope='module')
+def straight(make, tmp_path_factory): return make(tmp_path_factory.mktemp('straight')/'study').run(progress=False)
+
+def numbers(study): return study.table().sort_values(['arm','seed','split','step','group','metric']).reset_index(drop=True)
+
+def same(a, b): pd.testing.assert_frame_equal(numbers(a), numbers(b))
+
+# what is in it
+
+def test_every_number_has_its_place(straight):
+    t = straight.table()
+    assert list(t.columns)==COLUMNS and set(t.metric)<=set(METRICS) and t.value.notna().all()
+    assert {(a,s) for a,s in zip(t.arm, t.seed)}=={('base',0), *straight.cells}
+    assert (t[t.group=='all'].n<=4).all() and set(t.group)=={'people','things','all'}
+    assert len(straight.done)==4 and straight.failed=={}
+
+def test_test_prompts_are_drawn_at_the_chosen_step_alone(straight):
+    t = straight.table()
+    t = t[t.arm!='base']
+    assert set(t[t.split=='validation'].step)=={1,2}
+    for arm,step in straight.chosen.items():
+        assert set(t[(t.arm==arm)&(t.split=='test')].step)=={step}
+        assert straight.images(arm, 0, 3-step) is None and len(straight.images(arm, 0, step))==4
+    assert len(straight.images('base'))==4 and straight.images('base')[0].size==(64,64)
+
+def test_validation_chooses_and_test_has_no_say(straight, tmp_path):
+    folder = shutil.copytree(straight.folder, tmp_path/'s')
+    for s in straight.seeds:
+        f = folder/'runs'/'aux'/f'seed-{s}'/'scores.json'
+        kept = json.loads(f.read_text())
+        for r in kept['rows']:
+            if r['metric']=='style': r['value'] = float(r['step']==1) if r['split']=='validation' else 99.
+        kept['rows'] += [dict(r, step=2) for r in kept['rows'] if r['split']=='test']
+        f.write_text(json.dumps(kept))
+    assert Results(folder).chosen['aux']==1
+
+def test_arms_of_one_recipe_cannot_be_told_apart(make, quick, tmp_path):
+    study = make(tmp_path/'s', dict(a=quick(), b=quick()), seeds=(0,1)).run(progress=False)
+    for s in (0,1): assert [i.tobytes() for i in study.images('a', s, study.chosen['a'])]==[i.tobytes() for i in study.images('b', s, study.chosen['b'])]
+    found = study.compare('style')
+    assert list(found.difference)==[0] and list(found.verdict)==['no difference seen']
+    assert study.images('a', 0, study.chosen['a'])[0].tobytes()!=study.images('a', 1, study.chosen['a'])[0].tobytes()
+
+def test_the_folder_can_be_taken_elsewhere(straight, tmp_path):
+    there = Study.open(shutil.copytree(straight.folder, tmp_path/'s'))
+    same(there, straight)
+    assert [p.text for p in there.prompts()]==[p.text for p in straight.prompts()]
+    assert there.prompts()[0].truth.open().size==(64,64) and there.prompts()[1].truth is None
+    assert len(there.ref)==len(straight.ref) and there.chosen==straight.chosen
+    page = there.report()
+    data = json.loads((page.parent/'report.json').read_text())
+    assert [c['name'] for c in data['columns']]==['base','none','aux'] and data['verdict']
+    machine = [f for f in there.folder.rglob('*.json') if str(straight.folder) in f.read_text()]
+    assert machine==[]
+
+def test_few_prompts_are_scored_with_what_they_allow(make, tmp_path, said):
+    make(tmp_path/'s', seeds=(0,)).run(progress=False)
+    assert any('too few to measure kid, so style similarity chooses' in m for m in said())
+
+# nothing twice, nothing lost
+
+def test_what_is_done_is_not_done_again(straight, make, monkeypatch):
+    before = {f:f.stat().st_mtime_ns for f in straight.folder.rglob('*.json') if f.name!='study.json'}
+    def never(*a, **kw): pytest.fail('done again')
+    for name in ('train','sample','score'): monkeypatch.setattr(cells, name, never)
+    make(straight.folder).run(progress=False)
+    assert before=={f:f.stat().st_mtime_ns for f in straight.folder.rglob('*.json') if f.name!='study.json'}
+
+@pytest.mark.parametrize('what,nth', [('train',2), ('sample',4), ('score',3), ('score',12), ('keep_pictures',5)])
+@pytest.mark.parametrize('error', [Killed, KeyboardInterrupt])
+def test_stopped_and_called_again_is_uninterrupted(straight, make, tmp_path, monkeypatch, said, what, nth, error):
+    if error is KeyboardInterrupt and what not in ('sample','score'): pytest.skip('the same place')
+    with monkeypatch.context() as m:
+        count, real = [], getattr(cells, what)
+        def stop(*a, **kw):
+            count.append(0)
+            if len(count)==nth: raise error
+            return real(*a, **kw)
+        m.setattr(cells, what, stop)
+        with pytest.raises(error): make(tmp_path/'s').run(progress=False)
+    assert error is Killed or any('of 4 cells done' in s for s in said())
+    same(make(tmp_path/'s').run(progress=False), straight)
+
+def test_a_cell_that_fails_is_kept_as_failed_and_the_rest_stands(straight, make, tmp_path, monkeypatch):
+    with monkeypatch.context() as m:
+        real = cells.train
+        def fails(recipe, out, seed, **kw):
+            if (recipe.name, seed)==('aux',1): raise RuntimeError('the card fell out\nand more')
+            return real(recipe, out, seed, **kw)
+        m.setattr(cells, 'train', fails)
+        study = make(tmp_path/'s').run(progress=False)
+    assert study.failed=={('aux',1): 'RuntimeError: the card fell out.'}
+    assert len(study.done)==3 and list(study.table().query('metric=="failed"').arm)==['aux']
+    assert list(study.compare('style').verdict)==['too few seeds']
+    assert 'the card fell out' in study.report().read_text('utf-8')
+    again = make(tmp_path/'s').run(progress=False)
+    assert again.failed=={}
+    same(again, straight)
+
+def test_more_arms_and_seeds_are_added(straight, make, quick, tmp_path):
+    folder = shutil.copytree(straight.folder, tmp_path/'s')
+    study = make(folder, dict(none=quick(None), aux=quick(), half=quick(weight=.5)), seeds=(0,))
+    assert study.arms==['none','aux','half'] and study.seeds==(0,1)
+    study.run(progress=False)
+    assert len(study.done)==6
+
+def test_a_process_that_is_killed_goes_on(tmp_path, ref, aux, picture):
+    ref.save(tmp_path/'ref'); aux.save(tmp_path/'aux')
+    ImageSet([picture(f'real{i}', people=i%2==0) for i in range(9)], 'real').save(tmp_path/'real')
+    (tmp_path/'cheap.json').write_text(json.dumps(dict(batch=1)))
+    call = [sys.executable, '-m', 'styleboost.cli', 'compare', '--ref', 'ref', '--reference', 'real', '--aux', 'aux', '--seeds', '1', '--steps', '1,2', '--sampler', '1', '--recipe', 'cheap.json', '--out', 's']
+    p = subprocess.Popen(call, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    t = time.monotonic()
+    while not list(tmp_path.glob('s/runs/*/*/recipe.json')) and p.poll() is None and time.monotonic()-t<300: time.sleep(.02)
+    p.send_signal(signal.SIGKILL); p.wait()
+    assert p.returncode==-signal.SIGKILL and not (tmp_path/'s'/'report.html').exists()
+    done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode==0, done.stderr
+    assert len(Results(tmp_path/'s').done)==2 and (tmp_path/'s'/'report.html').exists()
+    assert 'The arm without a prior is added' in done.stdout
+
+# nothing is mixed
+
+@pytest.mark.parametrize('change,words', [
+    (dict(steps=(1,3)), ('steps differs in 1 of 2 places',)), (dict(sampler=2), ('sampler.steps was 1 and is 2',)), (dict(choose='style'), ('choose was "kid" and is "style"',)), (dict(guidance=3.), ('guidance',))])
+def test_another_setting_is_refused(straight, make, refused, change, words):
+    with refused('holds another study', *words): make(straight.folder, **change)
+
+def test_another_recipe_prompt_or_missing_arm_is_refused(straight, make, quick, style, refused):
+    with refused('aux.lr was 0.001 and is 0.01'): make(straight.folder, dict(none=quick(None), aux=quick(lr=1e-2)))
+    with refused('aux.bindings'): make(straight.folder, dict(none=quick(None), aux=quick(weight=.5)))
+    with refused('arm aux is missing'): make(straight.folder, dict(none=quick(None)))
+    with refused('style.test differs in 1 of 4'): make(straight.folder, style=replace(style, test=style.test[:3]))
+
+def test_another_base_or_version_is_refused(straight, make, refused, lively, monkeypatch):
+    with refused('weights were', 'disturbed'): make(straight.folder, base=lively).run(progress=False)
+    monkeypatch.setattr(rooms, '__version__', '99')
+    with refused('version was', '"99"'): make(straight.folder)
+
+def test_other_versions_of_libraries_are_named(straight, make, tmp_path, said):
+    folder = shutil.copytree(straight.folder, tmp_path/'s')
+    info = json.loads((folder/'study.json').read_text()); info['versions']['torch'] = '0.1'
+    (folder/'study.json').write_text(json.dumps(info))
+    make(folder)
+    assert any('torch' in m and 'last digits' in m for m in said())
+
+def test_a_folder_with_something_else_is_left_alone(make, tmp_path, refused):
+    (tmp_path/'mine.txt').write_text('precious')
+    with refused('holds no study'): make(tmp_path).run(progress=False)
+    assert [f.name for f in tmp_path.iterdir()]==['mine.txt']
+    with refused('is no study'): Study.open(tmp_path)
+    (tmp_path/'study.json').write_text('{"version":')
+    with refused('cannot be read'): Study.open(tmp_path)
+
+# what it is about
+
+def test_a_prompt_may_not_choose_and_be_reported(style, refused):
+    with refused('both in the validation and in the test prompts', 'red woman'): replace(style, validation=[Prompt('Red  Woman')])
+    with refused('no validation prompts'): replace(style, validation=[])
+
+def test_what_is_trained_on_is_not_scored_against(style, ref, aux, quick, make, tmp_path, said, refused):
+    assert len(replace(style, reference=style.reference+ref).reference)==10
+    assert any(f'{len(ref)} of {10+len(ref)} pictures are also trained on' in m for m in said())
+    assert len(make(tmp_path/'s', style=replace(style, reference=style.reference+aux)).style.reference)==10
+    with refused('reward copying'): replace(style, reference=ref)
+
+def test_a_style_of_ones_own(tmp_path, ref, picture, said, refused):
+    ref.save(tmp_path/'ref')
+    ImageSet([picture(f'real{i}', people=i%2==0) for i in range(9)], 'real').save(tmp_path/'real')
+    mine = own_style(tmp_path/'ref', tmp_path/'real')
+    assert mine.name=='ref' and len(mine.test)+len(mine.validation)==9 and all(p.truth for p in mine.test)
+    assert {p.people for p in mine.validation}=={True, False} and any('choose the step' in m for m in said())
+    (tmp_path/'p.txt').write_text('a cook\n')
+    with refused('cannot both choose'): own_style(tmp_path/'ref', tmp_path/'real', tmp_path/'p.txt')
+    (tmp_path/'v.txt').write_text('a cook \n')
+    with refused('both in the validation'): own_style(tmp_path/'ref', tmp_path/'real', tmp_path/'p.txt', tmp_path/'v.txt')
+    bare = ImageSet([picture(f'bare{i}', caption='') for i in range(4)], 'bare')
+    with refused('No prompts were given'): own_style(ref, bare)
+
+def test_words_make_arms_that_differ_in_the_prior_alone(ref, tmp_path, aux, said, refused, make):
+    aux.save(tmp_path/'portraits')
+    arms = {arm_name(w): arm_recipe(w, ref, 5) for w in ('none','generated','generated:a photo of art','world:micah',str(tmp_path/'portraits'))}
+    assert list(arms)==['none','generated','generated-a-photo-of-art','micah','portraits']
+    assert len({with_prior(r, None, name='x').hash for r in arms.values()})==1
+    assert [len(r.bindings) for r in arms.values()]==[1,2,2,2,2] and arms['generated-a-photo-of-art'].bindings[1].prompt=='a photo of art'
+    assert len(arms['portraits'].bindings[1].images)==4 and any('has 4 pictures, fewer than the 5' in m for m in said())
+    with refused('Two arms are called'): make(tmp_path/'s', ['world:micah','micah:'])
+    for name in ('base','a/b','..',''):
+        with refused('cannot be the name of an arm'): make(tmp_path/'s', {name: 'none'})
+    with refused('needs arms'): make(tmp_path/'s', [])
+
+@pytest.mark.parametrize('kw,words', [(dict(seeds=()), ['seeds']), (dict(seeds=(-1,)), ['seeds']), (dict(steps=()), ['checkpoints']), (dict(steps=(0,2)), ['checkpoints']), (dict(choose='beauty'), ['no metric'])])
+def test_wrong_calls(make, tmp_path, refused, kw, words):
+    with refused(*words): make(tmp_path/'s', **kw)
+    assert not (tmp_path/'s').exists()
+
+# comparison
+
+def table(values, metric='kid', **kw): return [dict(dict(arm=a, seed=s, step=1, split='test', group='all', metric=metric, value=v, low=None, high=None, n=9), **kw) for a,vs in values.items() for s,v in enumerate(vs)]
+
+def test_intervals_cover_a_known_difference():
+    g = torch.Generator().manual_seed(3)
+    hit = 0
+    for luck in torch.randn(1000, 3, 3, generator=g).double():
+        none, aux = luck[0]+luck[2], luck[1]+luck[2]+.7                    # what both arms share falls out
+        r = paired(pd.DataFrame(table(dict(none=none.tolist(), aux=aux.tolist())))).iloc[0]
+        hit += r.low<=.7<=r.high
+    assert .93<=hit/1000<=.97
+
+def test_the_interval_is_students():
+    mean, low, high = t_interval([1., 2., 4.])
+    assert mean==pytest.approx(7/3) and high-mean==pytest.approx(4.302653*1.527525/3**.5, rel=1e-3) and low+high==pytest.approx(2*mean)
+
+def test_what_may_be_said():
+    found = paired(pd.DataFrame(table(dict(none=[.5,.6,.7], near=[.1,.2,.31], far=[.9,1.,1.12], same=[.4,.7,.7], one=[.1]))))
+    assert dict(zip(found.arm, found.verdict))==dict(near='better', far='worse', same='no difference seen', one='too few seeds')
+    assert list(found.seeds)==[3,3,3,1] and not found.holds[2] and found.holds[0]
+    words = in_words(found)
+    assert words[0].startswith('near is better than none') and 'no difference seen' in words[2] and 'an interval needs two' in words[3] and '4 comparisons' in words[-1]
+    up = paired(pd.DataFrame(table(dict(none=[.5,.6,.7], near=[.1,.2,.31]), 'style')), 'style')
+    assert list(up.verdict)==['worse']
+
+def test_where_plain_features_disagree_the_table_shows_it():
+    t = pd.DataFrame(table(dict(none=[.5,.6,.7], near=[.1,.2,.31], other=[.2,.3,.4])) + table(dict(none=[.5,.6,.7], near=[.9,1.,1.12], other=[.4,.7,.7]), 'plain_kid'))
+    found, order = paired(t), ranked(t)
+    assert list(found.verdict)==['better','better'] and list(found.plain)==['worse','no difference seen'] and not found.agree.any()
+    assert list(order.arm)==['near','other','none'] and list(order.plain_rank)==[3,1,2] and not order.agree.any()
+    assert 'by plain features: worse' in in_words(found)[0]
+
+def test_questions_the_table_cannot_answer(refused):
+    t = pd.DataFrame(table(dict(none=[1.,2.], a=[1.,2.])))
+    with refused('no arm'): paired(t, against='b')
+    with refused('Nothing was measured'): paired(t, 'style')
+    with refused('no group'): paired(t, group='people')
+    with refused('more than one'): paired(pd.concat([t, t.assign(step=2)]))
