@@ -103,7 +103,7 @@ def condition(self:Base,
     c = Condition(torch.cat([o.hidden_states[-2] for o in out], -1), out[1].text_embeds) if two else Condition(out[0][0])
     return c[[distinct.index(p) for p in prompts]]
 
-# %% ../nbs/02_base.ipynb #3049e778
+# %% ../nbs/02_base.ipynb #bbf55893
 @patch
 @torch.no_grad()
 def moments(self:Base,
@@ -120,7 +120,8 @@ def decode(self:Base,
     z:torch.Tensor,  # (n, c, h, w) latents
 )->torch.Tensor:     # (n, 3, h, w) in [-1, 1]
     "Latents as pictures."
-    return self.vae.decode(z.to(self.vae.device, self.vae.dtype)/self.vae.config.scaling_factor).sample.clamp(-1,1)
+    with torch.autocast(self.vae.device.type, enabled=False):                  # SDXL's autoencoder overflows in half precision
+        return self.vae.decode(z.to(self.vae.device, self.vae.dtype)/self.vae.config.scaling_factor).sample.clamp(-1,1)
 
 @patch
 def predict(self:Base,

@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['LEVERS', 'Run', 'keep_sheets', 'save_checkpoint', 'versions', 'between_steps', 'move', 'explained_memory', 'train']
 
-# %% ../nbs/09_training.ipynb #173d1972
+# %% ../nbs/09_training.ipynb #9fd6f75b
 import copy, json, os, shutil, signal, threading, time
 from contextlib import contextmanager, nullcontext
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 
 import accelerate, diffusers, torch, transformers
@@ -30,7 +30,7 @@ from .objective import Objective, total_loss
 from .priors import resolve
 from .recipes import Generated, Recipe
 
-# %% ../nbs/09_training.ipynb #6772fc0b
+# %% ../nbs/09_training.ipynb #81d6220d
 class Run:
     "A recipe and a seed, carried out: a folder with recipe, log and weights. Opens as a model for `sample`."
     def __init__(self,
@@ -56,6 +56,8 @@ class Run:
     @property
     def method(self)->Method:
         "What trained it."
+        newer = sorted(self.recipe.keys()-{f.name for f in fields(Recipe)})
+        if newer: raise StyleboostError(f'{self.folder} was made by a newer styleboost ({self.info.get("versions", {}).get("styleboost", "version unknown")}, this is {__version__}): its recipe speaks of {", ".join(newer)}; update styleboost to open it.')
         return method_for(Recipe(**{k:v for k,v in self.recipe.items() if k!='bindings'}, bindings=()))
     @property
     def snapshots(self):
@@ -159,7 +161,7 @@ def between_steps():
     try: yield asked
     finally: signal.signal(signal.SIGINT, was)
 
-# %% ../nbs/09_training.ipynb #61d95c61
+# %% ../nbs/09_training.ipynb #eaee5ac8
 def _accelerator(recipe, trackers, out, device):
     "accelerate's view of the devices."
     if device not in (None,'cpu'): raise StyleboostError(f'The device {device!r} cannot be asked for; give cpu, or nothing and let accelerate choose (CUDA_VISIBLE_DEVICES says among which).')
@@ -208,6 +210,7 @@ def train(
     progress:bool=True,    # show a bar
     every:int=10,          # steps between lines of the log
     watch=None,            # called with the log's line; returns True to stop and keep the work
+    preview=None,          # called with the log's line and `look`: `with look() as model:` gives the model as it is then
 )->Run:
     "Carries out a recipe. Interrupted, it keeps a checkpoint; resumed, it goes on where it was."
     out = Path(out)
@@ -236,13 +239,14 @@ def train(
     run = Run(out)
     if run.done: return run
     with acc.main_process_first(), explained_memory(recipe, 'while pictures were encoded'): move(acc.device, fresh.vae); batches = Batches(fresh, recipe, seed, acc.device, latents)
-    move('meta', fresh.vae)                                                                 # its work is done
+    rest = 'cpu' if preview else 'meta'                                                      # where parts go whose work is done
+    move(rest, fresh.vae)
     names = [f'{b.role}{"" if sum(x.role==b.role for x in recipe.bindings)<2 else i}' for i,b in enumerate(recipe.bindings)]
     parts, cond = method.setup(fresh, seed), None
     move(acc.device, *fresh.encoders.values())
     if not any(k in parts for k in fresh.encoders):
         with torch.no_grad(): cond = fresh.condition(batches.prompts, recipe.pad)
-        move('meta', *fresh.encoders.values())
+        move(rest, *fresh.encoders.values())
     in_half(fresh, recipe); move(acc.device, fresh.unet)                                     # the largest comes last, when the others have gone
     if recipe.checkpointing: checkpoint_activations(parts)
     if recipe.attention!='sdpa':
@@ -280,6 +284,19 @@ def train(
                 stepper.backward(total_loss(losses, lambdas)/recipe.accumulate)
             total += torch.stack([l.detach() for l in losses])/recipe.accumulate
         return total
+    @contextmanager
+    def look():
+        "The model as it is now, to draw with; training goes on as if nobody had looked."
+        nonlocal t0
+        began, resting = time.time(), [fresh.vae, *(() if cond is None else fresh.encoders.values())]
+        try:
+            move(acc.device, *resting)
+            for m in parts.values(): m.eval()
+            with torch.random.fork_rng([acc.device] if acc.device.type=='cuda' else []), torch.no_grad(), acc.autocast(): yield replace(fresh, token=run.words)
+        finally:
+            for m in parts.values(): m.train()
+            move(rest, *resting)
+            t0 += time.time()-began                                                          # looking is not training
     for m in parts.values(): m.train()
     bar, stopped = tqdm(total=recipe.steps, initial=step, desc=recipe.name, disable=not (progress and first), unit='step'), False
     try:
@@ -301,7 +318,9 @@ def train(
                         with (out/'log.jsonl').open('a') as f: f.write(json.dumps(line)+'\n')
                     if trackers: acc.log({n:line[n] for n in names}, step=step)
                     bar.set_postfix({n:f'{line[n]:.4f}' for n in names}); sums, count = torch.zeros_like(sums), 0
-                    try: stopped = bool(first and watch and watch(line))
+                    try:
+                        stopped = bool(first and watch and watch(line))
+                        if first and preview and not stopped: preview(line, look)
                     except KeyboardInterrupt: interrupted.append(True)
                 stop = bool(interrupted)
                 if acc.num_processes>1:                                                  # all or none

@@ -382,3 +382,49 @@ def test_an_empty_binding_is_refused_before_anything_is_written(go, quick, refus
 def test_a_missing_caption_is_refused_before_anything_is_written(go, quick, refused, tmp_path):
     with refused('w.png', '.txt'): go(quick(prompt='style, {caption}'))
     assert not (tmp_path/'run').exists()
+
+# looking at it while it learns
+
+@pytest.mark.parametrize('kw', [dict(), dict(text_encoder=False), dict(method='lora', text_encoder=False)], ids=['full','unet','lora'])
+def test_looking_changes_nothing_that_is_learnt(go, quick, kw):
+    def preview(line, look):
+        with look() as model:
+            assert not any(m.training for m in model.models.values()) and model.token=='zwx' and not torch.is_grad_enabled()
+            seen[line['step']] = sample(model, ['woman','tree'], steps=2)
+            torch.manual_seed(line['step']); torch.rand(9)                       # a preview may be careless with chance
+    seen, recipe = {}, quick(steps=4, checkpoint=2, **kw)
+    before = torch.get_rng_state()
+    looked = go(recipe, preview=preview)
+    assert torch.equal(torch.get_rng_state(), before)
+    plain = go(recipe, 'plain')
+    assert tuned(looked)==tuned(plain) and timeless(looked)==timeless(plain)
+    assert list(seen)==[1,2,3,4] and len({ims[0].tobytes() for ims in seen.values()})==4
+
+def test_the_last_look_shows_what_the_run_draws(go, quick):
+    def preview(line, look):
+        with look() as model: seen.append(sample(model, ['woman'], steps=2)[0].tobytes())
+    seen = []
+    run = go(quick(steps=3), preview=preview)
+    assert sample(run, ['woman'], steps=2)[0].tobytes()==seen[-1]
+
+def test_a_look_that_fails_leaves_the_model_training(straight, go, quick):
+    def preview(line, look):
+        try:
+            with look(): raise RuntimeError
+        except RuntimeError: pass
+    assert tuned(go(quick(steps=4, checkpoint=2), preview=preview))==tuned(straight)
+
+def test_looking_is_not_counted_as_training(go, quick, monkeypatch):
+    class clock:
+        now = 0.
+        time = lambda: clock.now
+    def preview(line, look):
+        with look(): clock.now += 100
+    def watch(line): clock.now += 1
+    monkeypatch.setattr(training, 'time', clock)
+    assert [l['seconds'] for l in go(quick(steps=3), watch=watch, preview=preview).log]==[0,1,2]
+
+def test_a_run_of_a_newer_version_is_refused_in_a_sentence(straight, tmp_path, refused):
+    info = json.loads((straight.folder/'recipe.json').read_text())
+    (tmp_path/'recipe.json').write_text(json.dumps(dict(info, recipe=dict(info['recipe'], warp=9), versions=dict(styleboost='9.1.0'))))
+    with refused('newer styleboost', '9.1.0', 'warp', str(tmp_path)): Run(tmp_path).method
