@@ -296,9 +296,9 @@ def _peak(name, recipe, device):
             cond = base.condition(['']*n) if not any(k in parts for k in base.encoders) else None
             for _ in range(recipe.accumulate):
                 b = Batch(list(latents()), list(latents()), torch.zeros(n, dtype=torch.long), ['']*n, list(range(n)), [n//len(recipe.bindings)]*len(recipe.bindings), torch.zeros(n, 6))
-                with torch.autocast('cpu', DTYPES[recipe.precision]) if recipe.precision!='no' else nullcontext(), _norms_in_float(recipe.precision!='no' and torch.device(device).type=='cuda'):
-                    loss = total_loss(objective(b, cond), [b.weight for b in recipe.bindings])
-                loss.backward()
+                with _norms_in_float(recipe.precision!='no' and torch.device(device).type=='cuda'):
+                    with torch.autocast('cpu', DTYPES[recipe.precision]) if recipe.precision!='no' else nullcontext(): loss = total_loss(objective(b, cond), [b.weight for b in recipe.bindings])
+                    loss.backward()                                            # inside, for checkpointing computes the norms again
                 del loss, b
         del state
         return live.peak, weights, moments

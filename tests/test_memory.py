@@ -261,6 +261,11 @@ def test_each_lever_lowers_the_peak(quick):
     assert of(fused_backward=True).peak<plain.peak and of(checkpointing=True).peak<plain.peak and of(accumulate=4).peak<plain.peak
     assert of(precision='bf16', weights='bfloat16').weights<plain.weights and of(method='lora').moments<plain.moments/10
 
+@pytest.mark.parametrize('precision', ['fp16','bf16'])
+def test_a_gpu_that_is_not_here_is_planned_for_with_checkpointing(quick, precision):
+    of = lambda **kw: plan(blank('sd1'), quick(batch=4, resolution=64, text_encoder=False, precision=precision, **kw), 'cuda').peak
+    assert of(checkpointing=True)<of()
+
 def test_a_budget_is_met_by_the_first_setting_that_fits(quick):
     b, r = blank('sd1'), quick(batch=4, resolution=64, text_encoder=False, precision='bf16')
     plain = plan(b, r, 'cpu', '100GB')
