@@ -23,6 +23,7 @@ import styleboost as styleboost_
 from styleboost.base import complete, load_base, quiet
 from styleboost.batches import Batches
 from styleboost.images import ImageSet, Picture, StyleboostError, png, write_whole
+from styleboost.memory import best_precision
 from styleboost.objective import Batch
 from styleboost.recipes import style_prompt, styleboost
 from styleboost.sampling import sample
@@ -45,7 +46,8 @@ def recipe_for(a, kw, plain=False):
     "Our recipe; `plain` takes the captions out of its prompts, as the peer knows one prompt a set."
     r = styleboost(STYLE, aux(a.class_images), base=a.base, **kw)
     if plain: r = replace(r, bindings=tuple(replace(b, prompt=b.prompt.replace(', {caption}','')) for b in r.bindings))
-    return complete(r, load_base(a.base))
+    r = complete(r, load_base(a.base))
+    return replace(r, precision=r.precision or best_precision('cpu'))
 
 def full(a, kw):
     "As many steps as show the agreed number of training images."
@@ -88,13 +90,13 @@ def stand_in():
 
 def environment(a, peer):
     path = [str(stand_in())] if peer and not find_spec('torchvision') else []
-    return dict(os.environ, OMP_NUM_THREADS=str(a.threads), CUDA_VISIBLE_DEVICES='', HF_HUB_OFFLINE='1', TOKENIZERS_PARALLELISM='false',
+    return dict(os.environ, OMP_NUM_THREADS=str(a.threads), CUDA_VISIBLE_DEVICES=getattr(a, 'visible', ''), HF_HUB_OFFLINE='1', TOKENIZERS_PARALLELISM='false',
                 PYTHONPATH=os.pathsep.join(path+[p for p in [os.environ.get('PYTHONPATH')] if p]))
 
 BAR = re.compile(rb'(Steps|Generating class images):[^\r\n]*?(\d+)/\d+ \[')
 
-def follow(a, cmd, log, peer):
-    "Runs a command; the seconds since its start at which its bars first showed each count, and at which it ended."
+def follow(a, cmd, log, peer, numbered=False):
+    "Runs a command; the seconds since its start at which its bars first showed each count, and at which it ended. `numbered` gives those of the steps by their number, under `at`."
     seen, t0, rest = {b'Steps':{}, b'Generating class images':{}}, time.perf_counter(), b''
     with log.open('wb') as f, subprocess.Popen(list(map(str,cmd)), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment(a, peer)) as p:
         try:
@@ -105,6 +107,7 @@ def follow(a, cmd, log, peer):
         except BaseException: p.kill(); raise
     if p.returncode: raise SystemExit(f'{"The peer" if peer else "styleboost"} stopped with status {p.returncode}; its output is in {log}:\n{log.read_text(errors="replace")[-2000:]}')
     drawn, steps = seen[b'Generating class images'], seen[b'Steps']
+    if numbered: return dict(at=steps)
     return dict(steps=[steps[i] for i in sorted(steps) if i], class_seconds=round(max(drawn.values())-min(drawn.values()), 3) if drawn else 0., exit=round(time.perf_counter()-t0, 3))
 
 def peer_args(a, classes, out, steps, batch=4, lr=1e-4, seed=0, checkpoint=10**6, n=None, precision='no', workers=0, sample_batch=4, drawn_in='fp32'):
@@ -460,6 +463,7 @@ def table(a, results):
             out.append(f'| {s} | {"its whole run, not reached: more than" if late else ps}, {x:.1f} | {f"{os_}, {y:.1f}" if y else "not reached"} | {f"{x/y:.2f}" if y else "-"} |')
         out.append(f'| median{"" if all(q["ours"]) else " of those that reached it"} | {statistics.median(q["peer"]):.1f} | {statistics.median(y for y in q["ours"] if y) if ratios else "-"} | {several(ratios)} |')
         if q['target']>=base: out.append('\n**The peer\'s full run is no nearer to the style than the untouched base, so the seconds to its KID say nothing.**')
+    out.append('\n## On a GPU\n\nNothing here was measured on a GPU; `benchmarks/gpu.py` measures speed and peak memory of every lever beside the peer\'s scripts where there is one.')
     path = a.out.with_suffix('.md')
     write_whole({path: '\n'.join(out)+'\n'})
     print(f'{path.name} written')

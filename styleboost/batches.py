@@ -6,7 +6,7 @@
 __all__ = ['bucket_sizes', 'size_of', 'autoencoder_hash', 'save_tensors', 'read_tensors', 'cache_moments', 'generator', 'order',
            'Batches']
 
-# %% ../nbs/08a_batches.ipynb #6ef92f93
+# %% ../nbs/08a_batches.ipynb #87f9bd15
 import hashlib, json, os
 from functools import lru_cache
 from pathlib import Path
@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
-from .base import Base, note_long
+from .base import Base, at_once, note_long
 from .features import to_tensor
 from .images import StyleboostError, fit, is_small, note
 from .objective import Batch
@@ -45,7 +45,7 @@ def size_of(
     if not recipe.buckets: return r, r
     return min(bucket_sizes(r, step), key=lambda s: (abs(torch.tensor(s[0]/s[1]*im.height/im.width).log().item()), -s[0]*s[1]))
 
-# %% ../nbs/08a_batches.ipynb #b72afbe9
+# %% ../nbs/08a_batches.ipynb #9abd308a
 def _variants(im, size, recipe):
     "Places and mirrorings of a picture's cuts."
     fits = abs(im.width*size[1]-im.height*size[0])<max(im.size)
@@ -86,13 +86,21 @@ def cache_moments(
     base:Base,
     binding:Binding,       # with pictures, not an order for them
     recipe:Recipe,         # complete
-    batch:int=None,        # pictures through the autoencoder at a time; two of 512 pixels, or as many smaller ones, unless given
+    batch:int=None,        # pictures through the autoencoder at a time; `at_once` unless given
     keep:str|Path=None,    # a folder that keeps moments for other runs
+    progress:bool=False,   # show a bar
 )->list:                   # a (moments, frame) a variant, a list of them a picture
     "Latent moments of a binding's pictures, (2*channels, h, w) each; small pictures are enlarged and named."
     step = base.downscale*2**(len(base.unet.config.block_out_channels)-1)
     small, todo, out, vae = [], {}, [[] for _ in binding.images], autoencoder_hash(base) if keep else ''
-    for i,p in enumerate(binding.images):
+    def encode(size):
+        "Encodes the pictures of one size that are waiting, so that no more than a batch of them is ever open."
+        part = todo.pop(size)
+        ms = torch.cat(base.moments(to_tensor([im for *_,im,_ in part], size)), 1).float().cpu()
+        for m,((i,k),file,_,frame) in zip(ms, part):
+            out[i][k] = (m, frame)
+            if file: save_tensors(file, dict(moments=m, frame=frame))
+    for i,p in enumerate(tqdm(binding.images, desc='encoding', leave=False, disable=not progress)):
         im = p.open()
         size = size_of(im, recipe, step)
         if is_small(im, size): small.append(f'{p.name} ({im.width}x{im.height})')
@@ -101,15 +109,11 @@ def cache_moments(
             slot = (i, len(out[i])); out[i].append(None)
             file = Path(keep)/f'{key}.safetensors' if keep else None
             if file and file.exists(): out[i][slot[1]] = tuple(read_tensors(file)[k] for k in ('moments','frame'))
-            else: todo.setdefault(size, []).append((slot, file, fit(im, size, where, flip), torch.tensor(_frame(im, size, where))))
+            else:
+                todo.setdefault(size, []).append((slot, file, fit(im, size, where, flip), torch.tensor(_frame(im, size, where))))
+                if len(todo[size])==(batch or at_once(size[0]*size[1])): encode(size)
+    for size in [*todo]: encode(size)
     if small: note(f'{binding.images.name}: {len(small)} pictures are smaller than they are trained at and are enlarged, which blurs them: {", ".join(small[:5])}{" …" if len(small)>5 else ""}')
-    for size,jobs in todo.items():
-        n = batch or max(1, 2**19//(size[0]*size[1]))                       # the autoencoder takes over a gigabyte for a picture of 512 pixels
-        for part in tqdm([jobs[i:i+n] for i in range(0, len(jobs), n)], desc='encoding', leave=False, disable=len(jobs)<=n):
-            ms = torch.cat(base.moments(to_tensor([im for *_,im,_ in part], size)), 1).float().cpu()
-            for m,((i,k),file,_,frame) in zip(ms, part):
-                out[i][k] = (m, frame)
-                if file: save_tensors(file, dict(moments=m, frame=frame))
     return out
 
 # %% ../nbs/08a_batches.ipynb #33a12580
@@ -144,7 +148,7 @@ def order(
     "The pictures of a step: position `step*batch + i` of an endless row of shuffled epochs."
     return [_epoch(n, batch if shapes else 0, seed, p//n, stream, shapes)[p%n] for p in range(step*batch, (step+1)*batch)]
 
-# %% ../nbs/08a_batches.ipynb #bcb270a2
+# %% ../nbs/08a_batches.ipynb #be086d9d
 class Batches:
     "What each step of a run sees."
     def __init__(self,
@@ -153,9 +157,10 @@ class Batches:
         seed:int,            # of the run
         device,              # where the latents are kept, all of them
         keep:str|Path=None,  # see `cache_moments`
+        progress:bool=False,
     ):
         self.levels, self.recipe, self.seed, self.device = base.noise.config.num_train_timesteps, recipe, seed, device
-        self.moments = [[[(m.to(device), f) for m,f in variants] for variants in cache_moments(base, b, recipe, keep=keep)] for b in recipe.bindings]
+        self.moments = [[[(m.to(device), f) for m,f in variants] for variants in cache_moments(base, b, recipe, keep=keep, progress=progress)] for b in recipe.bindings]
         self.shapes = [tuple(tuple(v[0][0].shape) for v in ms) for ms in self.moments]
         prompts = [b.prompts() for b in recipe.bindings]
         self.prompts = list(dict.fromkeys(p for ps in prompts for p in ps))

@@ -127,7 +127,7 @@ def noise(
     "The seed of the first picture: the same for all arms, another for every seed and split."
     return 2*10**6*seed + 10**6*(split=='validation')
 
-# %% ../nbs/10c_cells.ipynb #d6fac32e
+# %% ../nbs/10c_cells.ipynb #12f2feef
 def sheet_folder(
     folder:Path,  # of the run
     split:str,
@@ -139,7 +139,7 @@ def sheet_folder(
 def kept_pictures(folder:Path, split:str, step:int)->list:
     "Pictures of a split and step in the order of the prompts, or None if they were not drawn."
     at = sheet_folder(folder, split, step)
-    return [p.open() for p in ImageSet.from_folder(at)] if at.exists() else None
+    return [p.open() for p in ImageSet.from_folder(at)] if (at/'metadata.jsonl').exists() else None
 
 def keep_pictures(folder:Path, split:str, step:int, prompts:list, images:list):
     "Keeps a picture a prompt."

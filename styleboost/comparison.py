@@ -91,7 +91,7 @@ def in_words(
     if len(found)>1: out.append(f'{len(found)} comparisons at 95 % each: about one such interval in 20 misses by chance; {", ".join(held) or "none"} would hold if the 5 % were shared among them.')
     return out
 
-# %% ../nbs/10b_comparison.ipynb #b7604de5
+# %% ../nbs/10b_comparison.ipynb #1800626c
 def ranked(
     table:pd.DataFrame,   # tidy; one split, and one step an arm
     metric:str='kid',
@@ -102,7 +102,7 @@ def ranked(
     def means(metric):
         wide = by_seed(table, metric, group)
         m = pd.DataFrame({a:t_interval(wide[a], confidence) for a in wide}, index=['value','low','high']).T
-        return m.assign(rank=m.value.rank(ascending=METRICS[metric][1]=='down').astype('Int64'), seeds=wide.count())
+        return m.assign(rank=m.value.rank(ascending=METRICS[metric][1]=='down', method='min').astype('Int64'), seeds=wide.count())
     out = means(metric)
     out.insert(0, 'step', table.drop_duplicates('arm').set_index('arm').step.reindex(out.index))
     if f'plain_{metric}' in set(table.metric):

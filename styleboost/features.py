@@ -7,8 +7,8 @@ __all__ = ['JUDGE', 'PERSON', 'PEOPLE_TEXTS', 'OTHER_TEXTS', 'Encoder', 'ImageEn
            'load_judge', 'style_statistics', 'style_vectors', 'style_similarity', 'plain_statistics', 'PicturesAlone',
            'ClipEncoder', 'InceptionEncoder', 'CsdEncoder', 'load_encoder']
 
-# %% ../nbs/03_features.ipynb #d6d10747
-import json
+# %% ../nbs/03_features.ipynb #fae1a81d
+import json, tempfile
 from functools import lru_cache
 from pathlib import Path
 from pickle import UnpicklingError
@@ -54,18 +54,19 @@ class ImageEncoder(nn.Module):
         self.project, self.person, self.style = nn.Linear(w[-1], shared), nn.Linear(w[-1], 1), nn.Linear(w[-1], styles)
     def forward(self, x): return self.trunk(x).mean((2,3))
 
-# %% ../nbs/03_features.ipynb #652692e0
+# %% ../nbs/03_features.ipynb #c61059d7
 JUDGE = Path(__file__).parent/'world'/'judge' if '__file__' in globals() else Path('../styleboost/world/judge')
 
 PERSON = .2  # probability from which a picture counts as one with a person: where misses and false alarms balance on held-out subjects of the pre-training sets
 
 def to_tensor(
     images,      # pictures (`Picture` or PIL)
-    size:int|tuple=64, # pixels of the square, or width and height
+    size:int|tuple=64,     # pixels of the square, or width and height
     how:int=Image.LANCZOS, # Pillow's filter
 )->torch.Tensor: # (n, 3, height, width) in [-1, 1]
-    "Pictures as one tensor; the middle of those that have other proportions."
-    ims = [ImageOps.fit(im.open() if isinstance(im, Picture) else im.convert('RGB'), (size,size) if isinstance(size, int) else size, how) for im in images]
+    "Pictures as one tensor; what does not fit the proportions is cut off on both sides."
+    wh = (size,size) if isinstance(size, int) else size
+    ims = [ImageOps.fit(im.open() if isinstance(im, Picture) else im.convert('RGB'), wh, how) for im in images]
     return torch.from_numpy(np.stack([np.asarray(im) for im in ims])).permute(0,3,1,2).float()/127.5 - 1
 
 def token_ids(
@@ -263,7 +264,7 @@ class ClipEncoder(nn.Module):
         t = self.embed_texts(PEOPLE_TEXTS+OTHER_TEXTS)
         return (self.model.logit_scale.exp().cpu()*self.embed_images(images)@t.T).softmax(-1)[:,:len(PEOPLE_TEXTS)].sum(-1)
 
-# %% ../nbs/03_features.ipynb #d4c60780
+# %% ../nbs/03_features.ipynb #0dc9fee8
 def _weights(file):
     "The tensors of a file; a pickle is read without running what is in it."
     try: state = load_file(file) if file.suffix=='.safetensors' else torch.load(file, weights_only=True, map_location='cpu')
@@ -275,13 +276,15 @@ def _weights(file):
 class InceptionEncoder(PicturesAlone):
     "The Inception network of torch-fidelity, 2048 features. Pictures are brought to 299 pixels by Lanczos, so its FID is not that of programs that resize otherwise."
     def __init__(self,
-        file:str|Path,  # such as pt_inception-2015-12-05-6726825d.pth
+        file:str|Path,  # such as weights-inception-2015-12-05-6726825d.pth
     ):
         super().__init__()
         try: from torch_fidelity.feature_extractor_inceptionv3 import FeatureExtractorInceptionV3
-        except ImportError as e: raise StyleboostError(f'Inception features need the library torch-fidelity ({first_line(e)}); install it with: pip install torch-fidelity.') from e
-        try: self.model = FeatureExtractorInceptionV3('inception-v3-compat', ['2048'], feature_extractor_weights_path=str(file))
-        except (OSError, EOFError, RuntimeError, KeyError, UnpicklingError) as e: raise StyleboostError(f'{file} does not hold torch-fidelity\'s Inception weights ({first_line(e)}); fetch it again.') from e
+        except (ImportError, RuntimeError) as e: raise StyleboostError(f'Inception features need the library torch-fidelity, which cannot be used here ({first_line(e)}); install it with: pip install torch-fidelity.') from e
+        with tempfile.TemporaryDirectory() as d:                              # the library unpickles whatever it is given, so it is given tensors alone
+            torch.save(_weights(Path(file)), Path(d)/'weights.pth')
+            try: self.model = FeatureExtractorInceptionV3('inception-v3-compat', ['2048'], feature_extractor_weights_path=str(Path(d)/'weights.pth'))
+            except (RuntimeError, KeyError) as e: raise StyleboostError(f'{file} does not hold torch-fidelity\'s Inception weights ({first_line(e)}); fetch it again.') from e
         self.name = f'inception:{Path(file).stem}'
         self.requires_grad_(False).eval().to(pick_device())
     @torch.no_grad()

@@ -6,8 +6,8 @@
 __all__ = ['log', 'BOMB', 'KINDS', 'StyleboostError', 'note', 'write_whole', 'Picture', 'decode', 'png', 'contact_sheet',
            'ImageSet', 'new_folder', 'fit', 'is_small']
 
-# %% ../nbs/00_images.ipynb #b8ad359a
-import hashlib, io, json, logging, math, os, random, warnings
+# %% ../nbs/00_images.ipynb #a101ccf7
+import hashlib, io, json, logging, math, os, random, shutil, warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,7 +15,7 @@ from pathlib import Path
 from fastcore.basics import patch
 from PIL import Image, ImageOps
 
-# %% ../nbs/00_images.ipynb #5daa33ec
+# %% ../nbs/00_images.ipynb #03a89d56
 log = logging.getLogger('styleboost')
 
 class StyleboostError(ValueError):
@@ -24,8 +24,8 @@ class StyleboostError(ValueError):
 def note(
     message:str,  # one sentence
 ):
-    "Tells the user something, through the `styleboost` logger."
-    log.warning(message)
+    "Tells the user something, through the `styleboost` logger; of several processes the first one speaks for all."
+    if os.environ.get('RANK', '0')=='0': log.warning(message)
 
 # %% ../nbs/00_images.ipynb #e837cab4
 def write_whole(
@@ -227,7 +227,7 @@ def from_folder(cls:ImageSet,
     if not pics: raise StyleboostError(f'The folder {folder} has no readable picture{f" ({len(skipped)} files were left out)" if skipped else ""}; put PNG, JPEG or WebP files in it.')
     return cls(pics, folder.name, skipped)
 
-# %% ../nbs/00_images.ipynb #ce303fa5
+# %% ../nbs/00_images.ipynb #ce7dfefb
 def new_folder(
     path:str|Path,   # a folder that is empty or does not exist
     make:bool=True,  # make it, or only see whether it could be made
@@ -245,7 +245,9 @@ def save(self:ImageSet,
 )->Path:
     "The pictures as PNG files (files on disk are copied as they are) with metadata.jsonl."
     folder, rows = new_folder(path), []
-    work = folder.with_name(f'.{folder.name}.{os.getpid()}.part'); work.mkdir()
+    work = folder.with_name(f'.{folder.name}.{os.getpid()}.part')
+    if work.exists(): shutil.rmtree(work)                            # of a process that was killed; numbers of processes come back
+    work.mkdir()
     for i,p in enumerate(self):
         stem, end = Path(p.name).stem, Path(p.name).suffix
         name = f'{i:04d}-{stem}{end if p.path else ".png"}'

@@ -6,7 +6,7 @@
 __all__ = ['DTYPES', 'head_sizes', 'xformers_fault', 'set_attention', 'attention_of', 'best_precision', 'round_stochastically',
            'optimizer_class', 'Stepper', 'LiveBytes', 'gigabytes', 'Plan', 'in_half', 'checkpoint_activations', 'plan']
 
-# %% ../nbs/08_memory.ipynb #c05ba661
+# %% ../nbs/08_memory.ipynb #e03cc53c
 import importlib, importlib.util, weakref
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -19,12 +19,12 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from .base import Base, complete
+from .base import Base, at_once, complete
 from .blanks import skeleton
-from .images import StyleboostError, note
+from .images import ImageSet, StyleboostError, note
 from .methods import method_for, suggested
 from .objective import Batch, Objective, total_loss
-from .recipes import Recipe
+from .recipes import Generated, Recipe
 
 # %% ../nbs/08_memory.ipynb #29ee3a41
 def head_sizes(
@@ -216,7 +216,7 @@ class LiveBytes(TorchDispatchMode):
             if isinstance(t, torch.Tensor): self.see(t)
         return out
 
-# %% ../nbs/08_memory.ipynb #bf168ab9
+# %% ../nbs/08_memory.ipynb #539eae76
 def gigabytes(
     text:str,   # such as '8GB'
 )->float:       # bytes
@@ -228,12 +228,18 @@ def gigabytes(
 
 @dataclass
 class Plan:
-    "What a step of a recipe will hold."
+    "What a recipe will hold: bytes of all tensors on one device."
     recipe:Recipe    # complete, with the levers that were chosen
     device:str       # where it would train
-    peak:int         # bytes of all tensors at the fullest moment
-    weights:int      # bytes of what stays: the models on the device
-    moments:int      # bytes of the optimiser's state
+    step:int         # at the fullest moment of a step
+    weights:int      # of it, what stays: the models on the device
+    moments:int      # of it, the optimiser's state
+    before:int       # at the fullest moment before the first step: encoding pictures, drawing a prior
+    processes:int=1  # how many share a step
+    @property
+    def peak(self):
+        "Bytes at the fullest moment of all."
+        return max(self.step, self.before)
     @property
     def levers(self):
         "The settings that save memory, in words."
@@ -242,8 +248,10 @@ class Plan:
                                ('weights in bfloat16', r.weights=='bfloat16'), ('gradient checkpointing', r.checkpointing), (f'batch in {r.accumulate} parts', r.accumulate>1)) if on]
     def __str__(self):
         r = self.recipe
-        return (f'{r.base}, {r.method}, {r.resolution} pixels, batch {r.batch} for each of {len(r.bindings)} bindings, precision {r.precision}, {", ".join(self.levers) or "nothing saved"}: '
-                f'about {self.peak/1e9:.2f} GB at the peak ({self.weights/1e9:.2f} weights, {self.moments/1e9:.2f} optimiser, {(self.peak-self.weights-self.moments)/1e9:.2f} gradients and activations)')
+        shared = f' in {self.processes} processes' if self.processes>1 else ''
+        return (f'{r.base}, {r.method}, {r.resolution} pixels, batch {r.batch} for each of {len(r.bindings)} bindings{shared}, precision {r.precision}, {", ".join(self.levers) or "nothing saved"}: '
+                f'about {self.peak/1e9:.2f} GB at the peak; a step holds {self.step/1e9:.2f} GB ({self.weights/1e9:.2f} weights, {self.moments/1e9:.2f} optimiser, {(self.step-self.weights-self.moments)/1e9:.2f} gradients and activations), '
+                f'and preparing the pictures {self.before/1e9:.2f} GB')
 
 def in_half(
     base:Base,
@@ -266,7 +274,25 @@ def _norms_in_float(on):
     try: yield
     finally: F.group_norm, F.layer_norm = real
 
-def _peak(name, recipe, device):
+def _before(base, recipe):
+    "Bytes at the fullest moment before the first step. The autoencoder has the device to itself while it encodes; a prior is drawn by all the models."
+    side, most, latent = recipe.resolution, at_once(recipe.resolution**2), (base.unet.config.in_channels, recipe.resolution//base.downscale, recipe.resolution//base.downscale)
+    def count(models, work):
+        live = LiveBytes()
+        for m in models:
+            for x in (*m.parameters(), *m.buffers()): live.see(x)
+        with live, torch.no_grad(): work()
+        return live.peak
+    orders = [b.images.n for b in recipe.bindings if isinstance(b.images, Generated)]
+    shown = max(orders+[len(b.images)*recipe.crops*(1+recipe.flip) for b in recipe.bindings if isinstance(b.images, ImageSet)])
+    def draw(n):
+        z = torch.empty(2*n, *latent)                                                  # guidance looks twice
+        base.predict(z, torch.zeros(2*n, dtype=torch.long), base.condition(['']*2*n))
+        base.decode(z[:n])
+    encoding = count([base.vae], lambda: base.moments(torch.empty(min(most, shown), 3, side, side)))
+    return max([encoding]+[count(base.models.values(), lambda: draw(min(32, most, n))) for n in orders])
+
+def _peak(name, recipe, device, processes=1):
     "Bytes of one step: the peak, the weights, the optimiser's state."
     with torch.device('meta'):
         base = skeleton(name)
@@ -284,41 +310,44 @@ def _peak(name, recipe, device):
         byte = recipe.optimizer=='adamw8bit'
         with live: state = [torch.empty(p.shape, dtype=torch.uint8 if byte and p.numel()>=4096 else torch.float32) for p in trained for _ in '12']
         moments = live.now-weights
-        if recipe.fused_backward:
+        if processes>1:
+            with live: shared = [torch.empty(p.shape) for p in trained]            # gradients lie in the buckets that processes exchange
+        if recipe.fused_backward or processes>1:
             def free(p):
                 if p.dtype==torch.bfloat16: copies = p.data.float(), p.grad.float(), torch.empty_like(p, dtype=torch.int32)   # what stepping it in float32 takes
                 p.grad = None
             for p in trained: p.register_post_accumulate_grad_hook(free)
-        n, side = recipe.batch*len(recipe.bindings)//recipe.accumulate, recipe.resolution//base.downscale
+        n, side = recipe.batch*len(recipe.bindings)//(recipe.accumulate*processes), recipe.resolution//base.downscale
         objective = Objective(base, recipe.pad, recipe.min_snr, tuple(parts))
         with live:
             latents = lambda: torch.empty(n, base.unet.config.in_channels, side, side)
             cond = base.condition(['']*n) if not any(k in parts for k in base.encoders) else None
             for _ in range(recipe.accumulate):
                 b = Batch(list(latents()), list(latents()), torch.zeros(n, dtype=torch.long), ['']*n, list(range(n)), [n//len(recipe.bindings)]*len(recipe.bindings), torch.zeros(n, 6))
-                with _norms_in_float(recipe.precision!='no' and torch.device(device).type=='cuda'):
+                with _norms_in_float(recipe.precision!='no' and torch.device(device).type=='cuda'):       # in the backward pass too, where checkpointing computes again
                     with torch.autocast('cpu', DTYPES[recipe.precision]) if recipe.precision!='no' else nullcontext(): loss = total_loss(objective(b, cond), [b.weight for b in recipe.bindings])
-                    loss.backward()                                            # inside, for checkpointing computes the norms again
+                    loss.backward()
                 del loss, b
         del state
-        return live.peak, weights, moments
+        step = live.peak
+    return step, weights, moments
 
 def checkpoint_activations(
     parts:dict,  # the modules that train
 ):
     "Turns gradient checkpointing on."
     for m in parts.values():
-        on = getattr(m, 'enable_gradient_checkpointing', None) or getattr(m, 'gradient_checkpointing_enable')
-        on()
+        next(on for k in ('enable_gradient_checkpointing','activation_checkpointing_enable','gradient_checkpointing_enable') if (on := getattr(m, k, None)))()   # diffusers, transformers today, transformers before
 
-def _choices(recipe, bf16):
+def _choices(recipe, bf16, processes):
     "Settings from the fastest to the leanest, each with the levers of the one before it."
     eight = importlib.util.find_spec('bitsandbytes') is not None
     rows = [{}]
     if eight: rows.append(dict(optimizer='adamw8bit'))
-    rows.append(dict(rows[-1], fused_backward=True, grad_clip=None, accumulate=1))
-    if bf16 and recipe.method=='full': rows.append(dict(rows[-1], weights='bfloat16'))
-    parts = [dict(r, accumulate=k) for r in rows if not r.get('fused_backward') for k in range(2, recipe.batch+1) if recipe.batch%k==0]
+    if processes==1:
+        rows.append(dict(rows[-1], fused_backward=True, grad_clip=None, accumulate=1))
+        if bf16 and recipe.method=='full': rows.append(dict(rows[-1], weights='bfloat16'))
+    parts = [dict(r, accumulate=k) for r in rows if not r.get('fused_backward') for k in range(2, recipe.batch+1) if recipe.batch%(k*processes)==0]
     return [dict(r, checkpointing=c) for c in ((False,True) if not recipe.checkpointing else (True,)) for r in (rows if not c else rows+parts)]
 
 def plan(
@@ -327,18 +356,27 @@ def plan(
     device:str='cuda',      # where it would train
     budget:str=None,        # such as '8GB'; the recipe as it is unless given
     bf16:bool=None,         # whether the device has bfloat16; asked of it if it is here, else assumed
+    processes:int=1,        # that share each step, one a device; the budget is each one's
 )->Plan:
     "What a recipe will use, before anything is loaded; with a budget, the fastest setting that fits."
-    here = torch.device(device).type!='cuda' or torch.cuda.is_available()
+    kind = str(device).partition(':')[0]
+    if kind not in ('cuda','mps','cpu'): raise StyleboostError(f'{device!r} is no device; give cuda, mps or cpu, and for a GPU without bfloat16, such as a T4, the precision fp16.')
+    here = kind!='cuda' or torch.cuda.is_available()
     best = best_precision(device) if here else 'fp16' if bf16 is False else 'bf16'
     bf16 = best=='bf16' if bf16 is None else bf16
     with torch.device('meta'):
         bones = skeleton(base)
         recipe = complete(suggested(replace(recipe, base=bones.name, precision=recipe.precision or best), bones), bones)
-    if budget is None: return Plan(recipe, str(device), *_peak(base, recipe, device))
+        if recipe.batch%(recipe.accumulate*processes): raise StyleboostError(f'A batch of {recipe.batch} pictures per binding cannot be shared by {processes} processes in {recipe.accumulate} parts; choose a multiple of {recipe.accumulate*processes}.')
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for m in bones.models.values(): m.to_empty(device='cpu')
+        before = _before(bones, recipe)
+    made = lambda r: Plan(r, str(device), *_peak(base, r, device, processes), before, processes)
+    if budget is None: return made(recipe)
     limit, tried = gigabytes(budget), []
-    for change in tqdm(_choices(recipe, bf16), desc='planning', leave=False):
-        tried.append(Plan(r := replace(recipe, **change), str(device), *_peak(base, r, device)))
+    if before>limit: raise StyleboostError(f'{budget} are not enough to prepare the pictures for {recipe.base} at {recipe.resolution} pixels, which takes {before/1e9:.1f} GB; give that much, a smaller resolution, or a chosen prior instead of a generated one.')
+    for change in tqdm(_choices(recipe, bf16, processes), desc='planning', leave=False):
+        tried.append(made(replace(recipe, **change)))
         if tried[-1].peak<=limit: return tried[-1]
     least = min(tried, key=lambda p: p.peak)
     raise StyleboostError(f'{budget} are not enough for {recipe.base} at {recipe.resolution} pixels by the method {recipe.method}: the nearest setting ({", ".join(least.levers)}) needs {least.peak/1e9:.1f} GB; '

@@ -107,7 +107,7 @@ def apart(ys, gap):
     for y in ys: out.append(max(y, out[-1]+gap) if out else y)
     return [min(y, 1-(len(out)-1-i)*gap) for i,y in enumerate(out)]
 
-# %% ../nbs/10a_report.ipynb #23e9fa2b
+# %% ../nbs/10a_report.ipynb #af395dc3
 @dataclass
 class Line:
     "A line of a panel."
@@ -134,7 +134,8 @@ def panels(
             for l in lines:
                 if len(l.y)==1 and l.low is None: ax.axhline(l.y[0], color=l.colour, lw=1.5, ls='--'); continue
                 ax.plot(l.x, l.y, color=l.colour, lw=2, solid_capstyle='round', marker='o' if len(l.y)<9 else None, ms=4)
-                if l.low is not None: ax.fill_between(l.x, l.low, l.high, color=l.colour, alpha=.12, lw=0)
+                if l.low is not None and len(lines)<6: ax.fill_between(l.x, l.low, l.high, color=l.colour, alpha=.12, lw=0)
+                elif l.low is not None: ax.vlines(l.x, l.low, l.high, color=l.colour, alpha=.4, lw=1)   # bands of many lines hide each other
             ax.set_title(title, loc='left', fontsize=13, pad=12); ax.set_xlabel('step'); ax.grid(axis='y'); ax.margins(x=0); ax.locator_params(nbins=5)
             (lo,hi), names, room = ax.get_ylim(), [textwrap.fill(l.title, 20) for l in lines], (height-76)/17
             tall = max([n.count('\n')+1 for n in names], default=1)

@@ -156,7 +156,7 @@ def plot(self:Results,
     if metric not in set(t.metric): raise StyleboostError(f'Nothing was measured as {metric!r} on {split} prompts; choose one of {", ".join(m for m in METRICS if m in set(t.metric))}.')
     return panels(step_lines(t, metric))
 
-# %% ../nbs/10e_results.ipynb #687542ad
+# %% ../nbs/10e_results.ipynb #e869be44
 def _scores(rows, arm):
     "Means over seeds of an arm: group -> metric -> number, and n."
     mine = rows[rows.arm==arm]
@@ -182,13 +182,14 @@ def _sections(self:Results, rows):
     out.append(Section('How long to train', 'The score on validation prompts at each checkpoint, the mean over seeds with its interval. It chose the step of each arm; the numbers above are of the test prompts, which chose nothing.', curves))
     if len(self.arms)>1:
         heads, body = ['', 'measure', 'prompts', 'difference', '95 % interval', 'seeds', 'what it allows to say'], []
-        for m in dict.fromkeys([metric, *SHOWN]):
+        shown = dict.fromkeys([metric, *SHOWN] if len(self.arms)<5 else [metric])
+        for m in shown:
             for g in ('people','things','all'):
                 if rows[(rows.metric==m)&(rows.group==g)&(rows.arm!='base')].empty: continue
                 for r in paired(rows, m, g).itertuples():
                     d, low, high = formatted([r.difference, r.low, r.high])
                     body.append([f'{r.arm} − {r.against}', METRICS[m][0], g, d, f'{low} to {high}', r.seeds, r.verdict + ('; plain features: '+r.plain if hasattr(r, 'plain') and not r.agree else '')])
-        out.append(Section('How sure one can be', f'Differences between arms, paired by seed: the same seeds, prompts and noise, and a t-interval over seeds. {len(body)} comparisons stand here, and one such interval in 20 misses by chance.', heads=heads, rows=body))
+        out.append(Section('How sure one can be', f'Differences between arms, paired by seed: the same seeds, prompts and noise, and a t-interval over seeds. {len(body)} comparisons stand here, and one such interval in 20 misses by chance.{"" if len(self.arms)<5 else " Other measures are compared by Study.compare."}', heads=heads, rows=body))
         order = ranked(rows, metric)
         if 'plain_rank' in order: out.append(Section('Would other eyes agree?', f'The order of the arms by {METRICS[metric][0]}, and by the same measure on colour and gradient statistics, which share nothing with a trained encoder.', heads=['arm','place','place by plain features',''],
                                  rows=[[r.arm, r.rank, r.plain_rank, '' if r.agree else 'they disagree'] for r in order.itertuples()]))
@@ -204,9 +205,11 @@ def report(self:Results,
     rows, asked = self.at_chosen(), self.prompts()
     columns = [Column('base', 'untouched base', self.images('base') or [None]*len(asked), _scores(rows, 'base'))] + [self._column(a, rows) for a in self.arms]
     metric = next(m for m in (self.info['choose'], 'style', *METRICS) if m in set(rows.metric))
-    said = in_words(paired(rows, metric), metric) if len(self.arms)>1 else [f'There is one arm, {self.arms[0]}, so nothing is compared.']
+    order = ranked(rows, metric).dropna(subset='value')
+    means = formatted(list(order.value), metric)
+    said = [f'{METRICS[metric][0]}, in the mean over seeds, best first: {", ".join(f"{a} {v}" for a,v in zip(order.arm, means))}.'] + (in_words(paired(rows, metric), metric) if len(self.arms)>1 else [])
     i = self.info
     lead = f'{len(self.arms)} arms with {len(self.seeds)} seeds each, {len(self.done)} of {len(self.cells)} cells done. All draw the same prompts from the same noise; each arm\'s step was chosen on {len(i["style"]["validation"])} other prompts.'
     facts = dict(style=i['style']['name'], base=f'{i["base"]["name"]}, weights {i["base"]["hash"]}', seeds=list(i['seeds']), checkpoints=list(i['steps']), chosen=', '.join(f'{a}: {s}' for a,s in self.chosen.items()),
-                 sampler=f'{i["sampler"]["scheduler"]}, {i["sampler"]["steps"]} steps, guidance {i["sampler"]["guidance"]:g}', version=i['version'], **i['versions'])
+                 sampler=f'{i["sampler"]["scheduler"]}, {i["sampler"]["steps"]} steps, guidance {i["sampler"]["guidance"]:g}', **i['versions'])
     return write_report(out or self.folder, f'{i["style"]["name"]}: {len(self.arms)} arms', lead, columns, asked, self.ref, said, facts, METRICS, self._sections(rows))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SCHEDULERS', 'scheduler_for', 'to_pil', 'sample']
 
-# %% ../nbs/04_sampling.ipynb #633f7464
+# %% ../nbs/04_sampling.ipynb #53bf788d
 import inspect
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import diffusers, torch
 from PIL import Image
 from tqdm.auto import tqdm
 
-from .base import Base, Condition, load_base, note_long
+from .base import Base, Condition, at_once, load_base, note_long
 from .devices import pick_device
 from .images import StyleboostError, note
 from .recipes import style_prompt
@@ -44,7 +44,7 @@ def to_pil(
     a = (x.float().permute(0,2,3,1)/2+.5).clamp(0,1).mul(255).round().byte().cpu().numpy()
     return [Image.fromarray(i) for i in a]
 
-# %% ../nbs/04_sampling.ipynb #14b58e13
+# %% ../nbs/04_sampling.ipynb #942a3f6a
 def _conditions(base, prompts, negative, guided):
     "The prompts, and for guidance what to steer away from before them."
     if not guided: return base.condition(prompts)
@@ -61,7 +61,7 @@ def sample(
     guidance:float=7.,      # 1 or less turns guidance off
     scheduler:str='ddim',   # see `scheduler_for`
     negative:str=None,      # what to steer away from; None is the empty prompt, or zeros for a base that was trained with them
-    batch:int=32,           # pictures at a time
+    batch:int=None,         # pictures at a time; `at_once`, and at most 32, unless given
     size:int|tuple=None,    # pixels, or height and width; the base's own resolution unless given
     frame:tuple=None,       # what SDXL is told of each picture (see `Base.predict`): of its own size and uncut unless given
     device:str=None,        # where a model that has to be loaded goes; the fastest there is unless given
@@ -81,6 +81,7 @@ def sample(
     size, guided, out = size or base.resolution, guidance>1, []
     size = (size,size) if isinstance(size, int) else tuple(size)
     if any(s%base.downscale for s in size): raise StyleboostError(f'{" by ".join(map(str, dict.fromkeys(size)))} pixels are no multiple of {base.downscale}, the step of this base\'s autoencoder.')
+    batch = batch or min(32, at_once(size[0]*size[1]))
     shape = (base.unet.config.in_channels, *(s//base.downscale for s in size))
     with tqdm(total=len(prompts)*steps, desc='sampling', disable=not progress, unit='step') as bar:
         for i in range(0, len(prompts), batch):

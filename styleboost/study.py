@@ -25,7 +25,7 @@ from .recipes import Generated, Recipe, no_prior, with_prior
 from .results import Results, setting
 from .training import versions
 
-# %% ../nbs/11_study.ipynb #b9ba589a
+# %% ../nbs/11_study.ipynb #e6c72981
 def arm_name(
     word:str,  # for a prior
 )->str:
@@ -43,7 +43,7 @@ def arm_recipe(
     "The recipe that a word for a prior stands for."
     plain, name = no_prior(ref, **kw), arm_name(word)
     if word.startswith('generated:'): return with_prior(plain, Generated(prompt:=word.removeprefix('generated:'), n, seed), prompt, name=name)
-    if word in ('none','generated'): return with_prior(plain, prior_images(word, n, seed=seed), name=name)
+    if word in ('none','generated') or word.startswith('suggest:'): return with_prior(plain, prior_images(word, n, seed=seed, ref=ref), name=name)
     images = prior_images(word)
     if len(images)<n: note(f'{images.name} has {len(images)} pictures, fewer than the {n} of other arms, and all are used.')
     return with_prior(plain, images.sample(min(n, len(images)), seed), name=name)
@@ -132,7 +132,7 @@ def differences(
     out += [f'arm {a} is missing' for a in was['arms'] if a not in now['arms']]
     return out + [d for a in was['arms'] if a in now['arms'] for d in walk(was['arms'][a], now['arms'][a], a)]
 
-# %% ../nbs/11_study.ipynb #0f1cad87
+# %% ../nbs/11_study.ipynb #75dbf9e0
 @contextmanager
 def _said_once():
     "Lets every message through once: twelve cells have the same things to say."
@@ -168,7 +168,7 @@ def begin(self:Study)->dict:
     keep |= {f'truth-{s}':[p.truth for p in self.style.prompts(s) if p.truth] for s in ('validation','test')}
     (self.folder/'sets').mkdir(exist_ok=True)
     for name,pics in dict(keep, ref=self.style.ref).items():
-        if len(pics) and not (self.folder/'sets'/name).exists(): _small(pics).save(self.folder/'sets'/name)
+        if len(pics) and not (self.folder/'sets'/name/'metadata.jsonl').exists(): _small(pics).save(self.folder/'sets'/name)
     return recipes
 
 @patch
@@ -188,7 +188,7 @@ def run(self:Study,
         def go(work, jobs, share):
             "Jobs that are `share` of a cell's work each."
             at = bar.n
-            def tell(part): bar.n = at+share*part; bar.refresh()
+            def tell(part): bar.n = round(at+share*part, 6); bar.refresh()
             with closing(on_ray(work, jobs, ray, gpus) if ray else in_turn(work, jobs, tell)) as ended:
                 for (arm,seed,*_),sentence,trace in ended:
                     at += share; tell(0)

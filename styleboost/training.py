@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['LEVERS', 'Run', 'keep_sheets', 'save_checkpoint', 'versions', 'between_steps', 'move', 'explained_memory', 'train']
 
-# %% ../nbs/09_training.ipynb #9fd6f75b
+# %% ../nbs/09_training.ipynb #d3c71b41
 import copy, json, os, shutil, signal, threading, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
+from datetime import timedelta
 from pathlib import Path
 
 import accelerate, diffusers, torch, transformers
@@ -161,13 +162,14 @@ def between_steps():
     try: yield asked
     finally: signal.signal(signal.SIGINT, was)
 
-# %% ../nbs/09_training.ipynb #eaee5ac8
+# %% ../nbs/09_training.ipynb #c476339a
 def _accelerator(recipe, trackers, out, device):
     "accelerate's view of the devices."
     if device not in (None,'cpu'): raise StyleboostError(f'The device {device!r} cannot be asked for; give cpu, or nothing and let accelerate choose (CUDA_VISIBLE_DEVICES says among which).')
     AcceleratorState._reset_state(reset_partial_state=int(os.environ.get('WORLD_SIZE', 1))==1)   # or the device of an earlier run would stick
-    recipe = replace(recipe, precision=recipe.precision or best_precision(PartialState(cpu=device=='cpu' or parse_flag_from_env('ACCELERATE_USE_CPU')).device))
-    ddp = DistributedDataParallelKwargs(find_unused_parameters=recipe.text_encoder)          # SDXL reads its encoders one layer before the last
+    where = PartialState(cpu=device=='cpu' or parse_flag_from_env('ACCELERATE_USE_CPU'), timeout=timedelta(hours=3))         # the others wait while the first draws a prior
+    recipe = replace(recipe, precision=recipe.precision or best_precision(where.device))
+    ddp = DistributedDataParallelKwargs(find_unused_parameters=recipe.text_encoder, gradient_as_bucket_view=True)   # SDXL reads its encoders one layer before the last
     try: acc = Accelerator(mixed_precision=recipe.precision, log_with=list(trackers) or None, project_dir=str(out), cpu=device=='cpu', kwargs_handlers=[ddp])
     except (ValueError, ImportError) as e: raise StyleboostError(f'Training cannot be set up with precision {recipe.precision} and trackers {", ".join(trackers) or "none"}: {str(e).rstrip(".")}.') from e
     return recipe, acc
@@ -217,9 +219,8 @@ def train(
     if seed<0: raise StyleboostError(f'The seed is {seed}; give a whole number of 0 or more.')
     recipe, acc = _accelerator(recipe, trackers, out, device)
     first = acc.is_main_process
-    if memory and acc.num_processes>1: raise StyleboostError(f'A memory budget is planned for one process, and there are {acc.num_processes}; plan it with `styleboost plan` and give the settings instead.')
     if memory:
-        chosen = plan(base or recipe.base, recipe, str(acc.device), memory)
+        chosen = plan(base or recipe.base, recipe, str(acc.device), memory, processes=acc.num_processes)
         recipe = chosen.recipe
         if first: note(f'Memory: {chosen}')
     method = method_for(recipe)
@@ -238,7 +239,7 @@ def train(
     acc.wait_for_everyone()
     run = Run(out)
     if run.done: return run
-    with acc.main_process_first(), explained_memory(recipe, 'while pictures were encoded'): move(acc.device, fresh.vae); batches = Batches(fresh, recipe, seed, acc.device, latents)
+    with acc.main_process_first(), explained_memory(recipe, 'while pictures were encoded'): move(acc.device, fresh.vae); batches = Batches(fresh, recipe, seed, acc.device, latents, progress and first)
     rest = 'cpu' if preview else 'meta'                                                      # where parts go whose work is done
     move(rest, fresh.vae)
     names = [f'{b.role}{"" if sum(x.role==b.role for x in recipe.bindings)<2 else i}' for i,b in enumerate(recipe.bindings)]

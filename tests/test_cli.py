@@ -17,8 +17,10 @@ OPTIONS = dict(
     demo='--style --out --quick --seed --aux',
     train='--ref --out --aux --base --recipe --preset --method --text-encoder --rank --alpha --targets --no-text-encoder --token --aux-count --class-prompt --prior-weight --resolution --steps --batch --lr --min-snr --precision --memory --attention --checkpointing --optimizer --fused-backward --weights --accumulate --buckets --latents --snapshots --checkpoint --seed --tracker --resume',
     sample='--out --prompt --prompts --n --seed --steps --guidance --scheduler --negative',
-    plan='--base --memory --method --text-encoder --no-text-encoder --prior --no-prior --resolution --batch --device',
-    score='--reference --out',
+    plan='--base --memory --method --rank --targets --text-encoder --no-text-encoder --prior --resolution --batch --precision --checkpointing --optimizer --fused-backward --weights --accumulate --processes --device',
+    score='--reference --prompts --ref --encoder --out',
+    suggest='--ref --pool --out --k --people --near --general --itself --encoder',
+    compare='--out --aux --style --ref --reference --prompts --validation --base --seeds --steps --method --recipe --aux-count --sampler --ray --gpus',
     export='--out --to --half --pictures --no-pictures --push',
     env='')
 
@@ -115,6 +117,23 @@ def test_score_takes_a_reference_without_flags(here, drawn, tmp_path):
     done = in_process('score', drawn.folder, '--reference', here/'bare', '--out', tmp_path/'scores.json')
     assert 'Traceback' not in done.err and done.code==0 and json.loads((tmp_path/'scores.json').read_text())['all']['n']==4
 
+def test_score_takes_a_run_prompts_and_style_references(here, trained, tmp_path):
+    asked = tmp_path/'asked.tsv'; asked.write_text('prompt\tpeople\n'+''.join(f'thing {i}\t{"true" if i<5 else "false"}\n' for i in range(8)))
+    done = in_process('score', trained.folder, '--reference', here/'aux', '--ref', here/'ref', '--prompts', asked, '--out', tmp_path/'scores.json')
+    scores = json.loads((tmp_path/'scores.json').read_text())
+    assert done.code==0, done.err
+    assert [scores[g]['n'] for g in ('people','things','all')]==[5,3,8] and {'copying','copying_low','text'} <= {*scores['all']} and 'KID needs 8' in done.err
+    assert 'text alignment' in done.out and 'copying' in done.out
+
+def test_suggest_leaves_a_folder_that_trains_with_reasons_and_a_sheet_beside_it(here, tmp_path):
+    done = in_process('suggest', '--ref', here/'ref', '--pool', 'world:micah', '--k', 4, '--people', 1, '--out', tmp_path/'aux')
+    assert done.code==0, done.err
+    assert len(ImageSet.from_folder(tmp_path/'aux'))==4 and {p.name for p in tmp_path.iterdir()}=={'aux','aux.png','aux.json'} and 'near' in done.out
+    row = json.loads((tmp_path/'aux'/'metadata.jsonl').read_text().splitlines()[0])
+    assert row['licence']=='CC-BY-4.0' and 'Micah' in row['source'] and {'near','general','style_itself','score'} <= {*row}
+    table = json.loads((tmp_path/'aux.json').read_text())['pictures']
+    assert len(table)==120 and sum(r['chosen'] for r in table)==4
+
 def test_the_recipe_of_a_run_trains_the_same_run_again(here, trained, tmp_path):
     done = in_process('train', '--ref', here/'ref', '--aux', here/'aux', '--recipe', trained.folder/'recipe.json', '--out', tmp_path/'again')
     assert done.code==0, done.err
@@ -128,7 +147,7 @@ def test_resuming_a_finished_run_changes_nothing(here, trained):
     done = in_process('train', '--ref', here/'ref', '--aux', here/'aux', '--recipe', here/'cheap.json', '--preset', 'paper', '--prior-weight', .5, '--class-prompt', 'a photo of art', '--out', trained.folder, '--resume')
     assert done.code==0 and {p: p.stat().st_mtime_ns for p in trained.folder.rglob('*')}==before
 
-@pytest.mark.parametrize('word, sizes', [('none', [3]), ('world:sprouts', [3,2]), ('generated', [3,2])])
+@pytest.mark.parametrize('word, sizes', [('none', [3]), ('world:sprouts', [3,2]), ('suggest:world:sprouts', [3,2]), ('generated', [3,2])])
 def test_every_kind_of_prior_trains(here, tmp_path, monkeypatch, word, sizes):
     monkeypatch.setattr(priors, 'sample', lambda base, prompts, *a, **kw: [Image.new('RGB', (64,64), 'red')]*len(prompts))
     done = in_process('train', '--ref', here/'ref', '--aux', word, '--aux-count', 2, '--steps', 1, '--recipe', here/'cheap.json', '--out', tmp_path/'run')
@@ -192,6 +211,27 @@ BAD = {
     'prompts without rows': (['sample', 'tiny', '--prompts', '{tmp}/head.tsv', '--out', '{tmp}/out'], 'head.tsv'),
     'scores of nothing': (['score', '{tmp}/gone', '--reference', '{here}/ref'], 'gone'),
     'scores against nothing': (['score', '{here}/ref', '--reference', '{tmp}/gone'], 'gone'),
+    'scores through nothing': (['score', '{here}/ref', '--reference', '{here}/aux', '--encoder', '{tmp}/gone'], 'gone'),
+    'scores through words': (['score', '{here}/ref', '--reference', '{here}/aux', '--encoder', '{tmp}/words.txt'], 'words.txt'),
+    'scores against what was trained on': (['score', '{here}/aux', '--reference', '{here}/ref', '--ref', '{here}/ref'], 'All 3'),
+    'scores of a run that has not drawn': (['score', '{tmp}/run', '--reference', '{here}/ref'], 'no samples'),
+    'scores with too few prompts': (['score', '{here}/aux', '--reference', '{here}/ref', '--prompts', '{here}/prompts.tsv'], '4 pictures and 2 prompts'),
+    'a suggestion from nowhere': (['suggest', '--ref', '{here}/ref', '--pool', '{tmp}/gone', '--out', '{tmp}/out'], 'gone'),
+    'a suggestion of generated ones': (['suggest', '--ref', '{here}/ref', '--pool', 'generated', '--out', '{tmp}/out'], 'generated'),
+    'a suggestion of too many': (['suggest', '--ref', '{here}/ref', '--pool', '{here}/aux', '--k', '5', '--out', '{tmp}/out'], '5'),
+    'a suggestion over a file': (['suggest', '--ref', '{here}/ref', '--pool', 'world:micah', '--k', '2', '--out', '{tmp}/words.txt'], 'words.txt'),
+    'a suggestion over a sheet': (['suggest', '--ref', '{here}/ref', '--pool', 'world:micah', '--k', '2', '--out', '{tmp}/sheet'], 'sheet.png'),
+    'a share of people above one': (['suggest', '--ref', '{here}/ref', '--pool', 'world:micah', '--people', '2', '--out', '{tmp}/out'], '2'),
+    'training on a suggestion from nowhere': (['train', '--ref', '{here}/ref', '--aux', 'suggest:{tmp}/gone', '--out', '{tmp}/out'], 'gone'),
+    'a study of an unknown style': (['compare', '--style', 'gone', '--aux', 'none', '--out', '{tmp}/out'], 'gone'),
+    'a study of nothing': (['compare', '--aux', '{tmp}/gone', '--out', '{tmp}/out'], 'gone'),
+    'a study without pictures to score against': (['compare', '--ref', '{here}/ref', '--aux', 'none', '--out', '{tmp}/out'], '--reference'),
+    'a study scored against what it trains on': (['compare', '--ref', '{here}/ref', '--reference', '{here}/ref', '--aux', 'none', '--out', '{tmp}/out'], 'reward copying'),
+    'a study with words for steps': (['compare', '--aux', 'none', '--steps', 'many', '--out', '{tmp}/out'], 'many'),
+    'a study without seeds': (['compare', '--aux', 'none', '--seeds', '0', '--out', '{tmp}/out'], '0'),
+    'a study with two arms of a name': (['compare', '--aux', 'world:micah', '--aux', 'micah={here}/aux', '--out', '{tmp}/out'], 'micah'),
+    'a study among other things': (['compare', '--aux', 'none', '--out', '{here}'], '{here}'),
+    'a study of an unknown base': (['compare', '--aux', 'none', '--base', '{tmp}/gone', '--out', '{tmp}/out'], 'gone'),
     'an export of nothing': (['export', '{tmp}/gone', '--out', '{tmp}/out'], 'gone'),
     'an export to an unknown layout': (['export', '{here}/run', '--to', 'gone', '--out', '{tmp}/out'], 'gone'),
     'an export into a file': (['export', '{here}/run', '--out', '{tmp}/words.txt'], 'words.txt'),
@@ -202,7 +242,8 @@ BAD = {
 def test_a_mistake_ends_in_one_sentence_and_leaves_no_output(here, trained, tmp_path, monkeypatch, what):
     monkeypatch.setattr(priors, 'sample', lambda *a, **kw: pytest.fail('pictures were generated'))
     (tmp_path/'words.txt').write_text('words'); (tmp_path/'list.json').write_text('[1]'); (tmp_path/'head.tsv').write_text('prompt\tpeople\n')
-    (tmp_path/'typo.json').write_text('{"steps": "many"}')
+    (tmp_path/'typo.json').write_text('{"steps": "many"}'); (tmp_path/'sheet.png').write_bytes(b'mine')
+    (tmp_path/'run').mkdir(); (tmp_path/'run'/'recipe.json').write_text('{}')
     fill = lambda text: text.format(here=here, tmp=tmp_path)
     args, word = BAD[what]
     refusal(in_process(*map(fill, args)), fill(word))
@@ -243,4 +284,9 @@ def test_a_plan_is_told_without_reading_weights(tmp_path, base_copy):
     for f in folder.rglob('*.safetensors'): f.write_bytes(b'')
     done = in_process('plan', '--base', folder, '--method', 'lora', '--no-text-encoder', '--device', 'cpu')
     assert done.code==0 and re.search(r'about \d+\.\d+ GB at the peak', done.out), done.err
-    refusal(in_process('plan', '--base', folder, '--memory', '0.0001GB', '--batch', 1, '--no-text-encoder', '--device', 'cpu'), 'nearest')
+    refusal(in_process('plan', '--base', folder, '--memory', '0.0001GB', '--batch', 1, '--no-text-encoder', '--device', 'cpu'), 'to prepare the pictures')
+    refusal(in_process('plan', '--base', folder, '--device', 'T4'), "'T4' is no device")
+
+def test_a_plan_describes_a_gpu_that_is_not_here(base_copy, tmp_path):
+    told = lambda *args: in_process('plan', '--base', base_copy(tmp_path/str(len(args))), '--method', 'lora', *args).out
+    assert 'precision bf16' in told() and 'precision fp16' in told('--precision', 'fp16') and 'in 2 processes' in told('--processes', 2, '--prior', 'generated', '--checkpointing')

@@ -6,9 +6,10 @@ import diffusers, pytest
 from PIL import Image
 
 from styleboost import priors
-from styleboost.images import ImageSet
-from styleboost.priors import cache_folder, generated, prior_images, prior_key, resolve
+from styleboost.images import ImageSet, Picture, png
+from styleboost.priors import cache_folder, generated, prior_images, prior_key, resolve, save_suggestion, suggest
 from styleboost.recipes import Generated, dreambooth, styleboost
+from styleboost.world.pictures import pictures, pool, style_ref
 
 ORDER = Generated('a photo of style', 3, 7, 2)
 
@@ -136,3 +137,92 @@ def test_an_unknown_word_is_refused(refused, word):
     with refused(word.removeprefix('world:')): prior_images(word)
 
 def test_none_is_no_prior_whatever_the_count(): assert prior_images('none', 5) is None
+
+# suggestions
+
+TAUGHT = style_ref('openmoji')
+
+def of_sets(*names, n=12): return ImageSet([p for k in names for p in pool(k)[:n]], 'pool')
+
+class Flat:
+    "An encoder whose features are given by the pictures' mean colour; it cannot tell people."
+    name, people, embed_texts, person_line = 'flat', None, None, None
+    def features(self, images): return priors.torch.tensor([p.open().resize((1,1)).getpixel((0,0)) for p in images])/255
+    def style_features(self, f): return f if isinstance(f, priors.torch.Tensor) else self.features(f)
+
+def colours(*rgb, people=False): return ImageSet([Picture(f'{i}.png', data=png(Image.new('RGB', (8,8), c)), people=people) for i,c in enumerate(rgb)], 'colours')
+
+GREENS = colours((0,200,0), (0,220,0), (0,240,0), (0,180,0))
+
+def test_the_table_has_a_row_a_picture_in_the_pools_order_and_the_terms_make_the_score():
+    p = of_sets('micah', 'sprouts')
+    s = suggest(TAUGHT, p, 6, near=2, general=.25, itself=3)
+    t = s.table
+    assert t.columns.tolist()==['name','near','general','people','style_itself','score','chosen'] and t.name.tolist()==[q.name for q in p]
+    assert (t.score-(2*t.near+.25*t.general-3*t.style_itself)).abs().max()<1e-5 and t[['near','general']].stack().between(0, 1).all()
+    assert [p[i].name for i in s.rows]==[q.name for q in s.images] and set(t.index[t.chosen])==set(s.rows) and len(s.images)==6
+
+def test_the_same_pictures_give_the_same_suggestion():
+    a, b = (suggest(TAUGHT, of_sets('micah', 'planets', 'pixel-art'), 7) for _ in '12')
+    assert a.images.hash==b.images.hash and a.table.equals(b.table)
+
+@pytest.mark.parametrize('share, n', [(0, 0), (.25, 2), (.5, 4), (1, 8)])
+def test_the_share_of_people_is_kept(share, n):
+    assert sum(suggest(TAUGHT, of_sets('micah', 'sprouts'), 8, people=share).images.people)==n
+
+def test_what_the_pool_cannot_give_is_said(said):
+    s = suggest(TAUGHT, ImageSet([*pool('micah')[:3], *pool('sprouts')[:9]], 'mine'), 8)
+    assert sum(s.images.people)==3 and any('mine has 3 pictures with people and 9 without, so 3 instead of 4' in m for m in said())
+
+def test_pictures_without_a_flag_are_looked_at_and_it_is_said(said):
+    blank = ImageSet([replace(p, people=None) for p in of_sets('micah', 'landscape')], 'blank')
+    s = suggest(TAUGHT, blank, 8)
+    assert s.table.people[s.rows].sum()==4 and sum(s.table.people==[p.set=='micah' for p in blank])>=20 and any('24 of 24' in m and 'world was asked' in m for m in said())
+
+def test_nearness_alone_takes_the_nearest():
+    p = colours((200,0,0), (0,0,200), (40,200,0), (0,140,0))
+    s = suggest(GREENS, p, 1, people=0, general=0, itself=0, judge=Flat())
+    assert s.rows==[3] and s.table.near.tolist()==pytest.approx([20/(180**2+200**2)**.5, 20/(180**2+200**2)**.5, .5, .5], abs=.01)
+
+def test_the_style_itself_is_passed_over_for_what_is_just_outside_it():
+    p = colours((0,210,0), (0,205,0), (45,180,0), (255,0,255))
+    pick = lambda w: suggest(GREENS, p, 1, people=0, general=0, itself=w, judge=Flat())
+    assert pick(0).rows[0] in (0,1) and pick(1).rows==[2] and pick(1).table.style_itself.tolist()[:2]==[1,1] and pick(1).table.style_itself[3]==0
+
+def test_general_takes_one_of_each_kind_before_a_second():
+    p = colours(*[(250,10*i,0) for i in range(4)], *[(0,10*i,250) for i in range(4)], *[(250,250,10*i) for i in range(4)])
+    rows = suggest(GREENS, p, 3, people=0, near=0, itself=0, general=1, judge=Flat()).rows
+    assert {r//4 for r in rows}=={0,1,2}
+
+def test_style_references_are_never_suggested(said):
+    s = suggest(TAUGHT, of_sets('micah')+TAUGHT[:5], 12, itself=0, general=0)
+    assert not {p.sha for p in TAUGHT} & {p.sha for p in s.images} and any('5 of 17' in m for m in said())
+
+def test_all_of_a_pool_may_be_asked_for(): assert len(suggest(TAUGHT, of_sets('micah', 'sprouts', n=3), 6).images)==6
+
+@pytest.mark.parametrize('ask, words', [(dict(k=13), ('12 pictures', '13')), (dict(k=0), ('0 were asked',)), (dict(people=1.5), ('1.5',)), (dict(judge='gone'), ('gone',))], ids=['k','none','people','judge'])
+def test_what_cannot_be_suggested_is_refused(refused, ask, words):
+    with refused(*words): suggest(TAUGHT, of_sets('micah'), **dict(dict(k=3), **ask))
+
+def test_too_few_references_or_copies_of_one_are_refused(refused):
+    with refused('fewer than 3'): suggest(TAUGHT[:2], of_sets('micah'), 3)
+    with refused('there twice'): suggest(ImageSet([TAUGHT[0]]*4, 'same'), of_sets('micah'), 3)
+
+def test_a_larger_pool_is_stood_for_by_some_of_it():
+    few, all_ = (suggest(TAUGHT, of_sets('micah', 'sprouts'), 4, most=m) for m in (6, 100))
+    assert len(few.images)==4 and few.table.near.equals(all_.table.near)
+
+def test_a_suggestion_is_saved_with_licence_and_reasons_and_nothing_is_overwritten(tmp_path, refused):
+    s = suggest(TAUGHT, of_sets('micah', 'sprouts'), 4)
+    folder = save_suggestion(s, tmp_path/'aux')
+    rows = [json.loads(l) for l in (folder/'metadata.jsonl').read_text().splitlines()]
+    assert ImageSet.from_folder(folder).captions==s.images.captions and ImageSet.from_folder(folder).people==s.images.people
+    assert [r['near'] for r in rows]==pytest.approx(s.table.near[s.rows].tolist(), abs=1e-3) and all(r['licence'] and r['source'] for r in rows)
+    assert json.loads((tmp_path/'aux.json').read_text())['settings']['ref_hash']==TAUGHT.hash and Image.open(tmp_path/'aux.png').size[0]>200
+    with refused('aux.png'): save_suggestion(s, tmp_path/'aux')
+    assert {p.name for p in tmp_path.iterdir()}=={'aux','aux.png','aux.json'}
+
+def test_a_suggestion_has_a_word(refused):
+    assert prior_images('suggest:world:micah', 3, ref=TAUGHT).hash==suggest(TAUGHT, pool('micah'), 3).images.hash
+    with refused('references'): prior_images('suggest:world:micah', 3)
+    with refused('suggest:none'): prior_images('suggest:none', 3, ref=TAUGHT)

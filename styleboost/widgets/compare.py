@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BASE', 'TRUTH', 'TITLES', 'CSS', 'Runs', 'numbers_of', 'state', 'Compare']
 
-# %% ../../nbs/widgets/04_compare.ipynb #350fa6fa
+# %% ../../nbs/widgets/04_compare.ipynb #c5bd31a7
 import io
 from html import escape
 from pathlib import Path
@@ -22,7 +22,7 @@ from ..recipes import Prompt
 from ..sampling import sample
 from ..training import Run
 from .page import number_rows, write_page
-from .panels import Panel, Tiles, labelled, row, thumb
+from .panels import Panel, Tiles, gridded, row, thumb
 
 # %% ../../nbs/widgets/04_compare.ipynb #88ecaf03
 class Runs:
@@ -85,7 +85,7 @@ def numbers_of(
     none = lambda x: None if pd.isna(x) else float(x)
     return {r.metric: (float(r.value), none(r.low), none(r.high)) for r in t.itertuples() if pd.notna(r.value)}
 
-# %% ../../nbs/widgets/04_compare.ipynb #9d018ee3
+# %% ../../nbs/widgets/04_compare.ipynb #e4a03d4e
 BASE, TRUTH = 'base', 'truth'
 TITLES = {BASE:'untouched base', TRUTH:'the artist’s own'}
 
@@ -102,7 +102,7 @@ class Compare(Panel):
     def __init__(self,
         study,             # a `Study`, or anything that shows itself as one
         arms:list=None,    # the arms shown first; all unless given
-        rows:int=6,        # prompts on a page
+        rows:int=4,        # prompts on a page
         close:int=320,     # pixels of the close-up
         title:str=None,
     ):
@@ -269,13 +269,13 @@ def _close_up(self:Compare, change=None):
     self._picture.value = data.getvalue()
     self._what.value = f'<h4>{escape(self.prompts[self.prompt].text)}</h4>'
 
-# %% ../../nbs/widgets/04_compare.ipynb #49fff200
+# %% ../../nbs/widgets/04_compare.ipynb #7c36a960
 CSS = '''<style>.sb.compare{--tile:TILEpx;--label:130px}.sb .sb-grid{display:flex;gap:4px;align-items:flex-start}.sb .sb-grid>*{flex:none;margin:0}.sb .sb-grid .sb-tiles{grid-template-columns:var(--tile);grid-auto-rows:var(--tile);gap:4px;margin:0}
 .sb.compare .sb-tile.jupyter-button{padding:3px;height:var(--tile)}.sb.compare .sb-tile.jupyter-button::before{margin:0}.sb.compare .sb-tile.mod-active::after{display:none}
 .sb .sb-head{width:var(--tile);height:52px;display:flex;flex-direction:column;justify-content:flex-end;line-height:1.25;padding:0 3px 5px;box-sizing:border-box;overflow-wrap:anywhere;font-size:12px}.sb .sb-labels{width:var(--label);padding-top:52px;display:grid;grid-auto-rows:var(--tile);gap:4px}.sb .sb-labels>div{display:flex;align-items:center;line-height:1.3;padding-right:10px;overflow:hidden}
 .sb .sb-numbers{display:grid;gap:6px 4px;margin-top:10px;font-size:12px;line-height:1.3;font-variant-numeric:tabular-nums}.sb .sb-numbers>div{padding:0 3px}.sb .sb-numbers small{display:block;color:var(--soft);font-size:10.5px;white-space:nowrap}
 .sb .bar{position:relative;display:block;height:8px;margin:2px 6px 0 4px}.sb .bar i{position:absolute;top:3px;height:2px;background:var(--soft)}.sb .bar u{position:absolute;top:0;width:8px;height:8px;margin-left:-4px;border-radius:50%;background:var(--mark)}
-.sb .sb-sides{display:flex;flex-wrap:wrap;gap:16px 28px;align-items:flex-start;margin-top:8px}.sb .sb-sides>*{margin:0}.sb .sb-close{width:320px;flex:none}.sb .sb-close img{width:100%;height:auto;border-radius:8px;box-shadow:0 0 0 1px var(--line);margin:8px 0;background:#fff}.sb .sb-close .widget-dropdown{width:49%}</style>'''
+.sb .sb-sides{display:flex;flex-wrap:wrap;gap:16px 28px;align-items:flex-start;margin-top:8px}.sb .sb-sides>*{margin:0}.sb .sb-close{width:320px;flex:none}.sb .sb-close img{width:100%;height:auto;border-radius:8px;box-shadow:0 0 0 1px var(--line);margin:8px 0;background:#fff}.sb .sb-close .widget-dropdown,.sb .sb-close .widget-hslider{flex:1 1 0;width:auto;min-width:0}.sb .sb-close .widget-box{gap:8px;width:100%}.sb .sb-close .sb-row{flex-flow:row nowrap}</style>'''
 
 @patch
 def _build(self:Compare):
@@ -291,7 +291,7 @@ def _build(self:Compare):
     self._labels, self._numbers, self._where, self._what, self._picture = HTML(), HTML(), HTML(), HTML(), Picture_(format='png')
     titled = [(TITLES.get(k, k), k) for k in self.columns]
     self._a, self._b = Dropdown(options=titled, value=self.columns[max(0, n-2)], layout=wide), Dropdown(options=titled, value=self.columns[-1], layout=wide)
-    self._blend = IntSlider(100, 0, 100, readout=False, layout=dict(width='225px'))
+    self._blend = IntSlider(100, 0, 100, readout=False, layout=wide)
     self._back, self._on = self.button('‹', lambda: self.turn(-1), 'the prompts before'), self.button('›', self.turn, 'the next prompts')
     for w in (self._group, self._seed, self._step, self._best, *self._toggles.values()): w.observe(self._draw, 'value')
     for w in (self._a, self._b): w.observe(lambda change: (self._mark(), self._close_up()), 'value')
@@ -304,15 +304,14 @@ def _build(self:Compare):
     tile = 104 if n<=4 else 88 if n<=6 else 72
     self.fill(HTML(CSS.replace('TILE', str(tile))), HTML(f'<h4>{escape(self.title)}</h4>'), first, second, sides)
 
-# %% ../../nbs/widgets/04_compare.ipynb #96f9448c
+# %% ../../nbs/widgets/04_compare.ipynb #0101b729
 @patch
 def static(self:Compare,
     size:int=64,  # pixels of a picture
 )->Image.Image:
     "What is on the screen: a row a prompt, a column an arm."
     shown = self.arms
-    rows = [im for i in self._at for im in (self.pictures(k)[i] for k in shown)]
-    return labelled([(' | '.join(TITLES.get(k, k) for k in shown), rows)], max(len(shown), 1), size)
+    return gridded([TITLES.get(k, k) for k in shown], [(self.prompts[i].text, [self.pictures(k)[i] for k in shown]) for i in self._at], size)
 
 @patch
 def export(self:Compare,

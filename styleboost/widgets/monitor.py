@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROMPTS', 'SHARE', 'duration', 'smooth', 'spark', 'in_colab', 'Notes', 'TrainingMonitor']
 
-# %% ../../nbs/widgets/02_monitor.ipynb #b85159d3
+# %% ../../nbs/widgets/02_monitor.ipynb #df6f094d
 import logging, sys, threading, time
 from collections.abc import Callable
 from functools import partial
@@ -21,7 +21,7 @@ from ..images import StyleboostError, log
 from ..recipes import Recipe
 from ..sampling import sample
 from ..training import Run, train
-from .panels import Panel, in_notebook, labelled, row, thumb
+from .panels import Panel, gridded, in_notebook, row, thumb
 
 # %% ../../nbs/widgets/02_monitor.ipynb #d66d85e2
 def duration(
@@ -197,11 +197,11 @@ def _preview(self:TrainingMonitor, line, look):
     self.spent += self._cost
     self._film_now()
 
-# %% ../../nbs/widgets/02_monitor.ipynb #6c5598cd
+# %% ../../nbs/widgets/02_monitor.ipynb #f4ee3597
 @patch
 def _build(self:TrainingMonitor):
     self._bar, self._text, self._curves, self._film = IntProgress(layout=dict(width='100%', height='14px', margin='0')), HTML(), HTML(), HTML()
-    self._start = self.button('Start', self.start, 'train in the background')
+    self._start = self.button('Start', self.start, 'train in the background', 'primary')
     self._halt = self.button('Stop', self.stop, 'stop after the next lines of the log and keep the work')
     self.buttons = row(self._start, self._halt)
     self.fill(self._text, self._bar, self.buttons, self._curves, self._film)
@@ -258,5 +258,4 @@ def static(self:TrainingMonitor,
     "The previews as one picture, a row a prompt."
     steps = self._frames()
     if not steps: raise StyleboostError('No preview has been drawn yet; train first, with prompts to draw.')
-    rows = [self.previews[s][i] for i in range(len(self.previews[steps[0]])) for s in steps]
-    return labelled([(f'Steps {", ".join(map(str, steps))}', rows)], len(steps), size)
+    return gridded([f'step {s}' for s in steps], [(p, [self.previews[s][i] for s in steps]) for i,p in enumerate(self.prompts)], size)

@@ -122,7 +122,7 @@ dialog.addEventListener('keydown',e=>{const d={ArrowRight:1,ArrowLeft:-1}[e.key]
 </script></body></html>
 '''
 
-# %% ../../nbs/widgets/03_page.ipynb #f41ceb5a
+# %% ../../nbs/widgets/03_page.ipynb #bd799803
 def write_page(
     path:str|Path,   # an .html file
     title:str,       # the headline
@@ -149,7 +149,7 @@ def write_page(
         missing={k:[i for i,im in enumerate(ims) if im is None] for k,ims in pictures.items() if None in ims})
     def page(sheets, size):
         return jinja2.Environment(autoescape=True, trim_blocks=True).from_string(PAGE).render(title=title, lead=lead, prompts=prompts, columns=columns, seeds=seeds, steps=steps, chosen=chosen, groups=groups, per=PER, facts=facts,
-            high=math.ceil(len(prompts)/PER), tile=max(64, min(size, 96)), style=STYLE+MORE, data=json.dumps(dict(data, sheets=sheets), ensure_ascii=False).replace('</','<\\\\/'))
+            high=math.ceil(len(prompts)/PER), tile=max(64, min(size, 96)), style=STYLE+MORE, data=json.dumps(dict(data, sheets=sheets), ensure_ascii=False).replace('</','<\\/'))
     sheets, size = sheets_within(pictures, limit-len(page({}, 64).encode()))
     try: write_whole({path: page(sheets, size)})
     except OSError as e: raise StyleboostError(f'The page could not be written to {path} ({e.strerror}); give a file in a folder that exists and that you may write to.') from e

@@ -86,7 +86,7 @@ class AuxPicker(Panel):
         "The pool as a table: what is known of each picture, and whether it is chosen."
         return self.known.assign(chosen=[i in self._chosen for i in range(len(self.pool))])
 
-# %% ../../nbs/widgets/01_picker.ipynb #3281ac62
+# %% ../../nbs/widgets/01_picker.ipynb #c0f79886
 @patch
 def _clicked(self:AuxPicker, place):
     self._chosen ^= {self._shown[place]}
@@ -102,12 +102,12 @@ def _count(self:AuxPicker):
     "Says how many are chosen, and whether the mix is one-sided."
     people, things = (sum(self.known.people[i] is flag for i in self._chosen) for flag in (True, False))
     n, known = len(self._chosen), people+things
-    parts = [f'{people} with people', f'{things} without'] + ([f'{n-known} that do not say'] if n>known else [])
+    parts = [f'<i class="sb-dot"></i>{people} with people', f'<i class="sb-dot b"></i>{things} without'] + ([f'{n-known} that do not say'] if n>known else [])
     self.mix = ''
     if known>=4 and people>.8*known: self.mix = f'One-sided: {"all" if people==known else f"{people} of {known}"} show people. Such a prior may put people where nobody asked for them; add things, or compare it with a mixed set.'
     if known>=4 and people<.2*known: self.mix = f'One-sided: {f"only {people} of {known} show" if people else "none shows"} people. Such a prior does nothing for people; add some, or compare it with a mixed set.'
     bar = f'<div class="sb-mix"><i style="flex:{people}"></i><i style="flex:{things}"></i></div>' if known else ''
-    self._status.value = (f'<div class="sb-count"><span class="sb-big">{n} chosen</span> <span class="soft">of {len(self.pool)}{": "+", ".join(parts) if n else ""}</span>{bar}</div>'
+    self._status.value = (f'<div class="sb-count"><span class="sb-big">{n} chosen</span> <span class="soft">of {len(self.pool)} {", ".join(parts) if n else ""}</span>{bar}</div>'
         + (f'<div class="sb-said warn">{escape(self.mix)}</div>' if self.mix else ''))
 
 # %% ../../nbs/widgets/01_picker.ipynb #d11f54c7
@@ -232,7 +232,7 @@ def load(self:AuxPicker,
     self.say(f'{len(lost)} of {len(rows)} kept pictures {"are" if len(lost)>1 else "is"} not chosen: {", ".join(lost[:3])}{f" and {len(lost)-3} more" if len(lost)>3 else ""}.' if lost else '', 'warn')
     return self
 
-# %% ../../nbs/widgets/01_picker.ipynb #105eb9de
+# %% ../../nbs/widgets/01_picker.ipynb #18ad90d0
 @patch
 def _build(self:AuxPicker):
     wide, thin = dict(width='auto'), dict(width='64px')
@@ -247,7 +247,7 @@ def _build(self:AuxPicker):
     for w in (self._filter, self._sort): w.observe(self._draw, 'value')
     self._back, self._on = self.button('‹', lambda: self.turn(-1), 'the page before'), self.button('›', self.turn, 'the next page')
     self._file = Text('auxiliary.json', layout=dict(width='160px'))
-    rule = row('Choose', self._n, 'of', self._who, 'by', self._by, self.button('Choose', lambda: self.choose(self._n.value, self._who.value, self._by.value)),
+    rule = row('Choose', self._n, 'of', self._who, 'by', self._by, self.button('Choose', lambda: self.choose(self._n.value, self._who.value, self._by.value), style='primary'),
         *([self.button('As suggested', self.suggested)] if 'suggested' in self.known else []), self.button('None', self.clear), self.button('Invert', self.invert), name='sb-rule')
     pager = row('Show', self._filter, 'sorted by', self._sort, self._back, self._where, self._on, name='sb-pager')
     keep = row('File', self._file, self.button('Save', lambda: self.save(self._file.value)), self.button('Load', lambda: self.load(self._file.value)), name='sb-keep')

@@ -1,0 +1,206 @@
+"The widgets in JupyterLab, in a real browser: what is clicked changes real pixels and Python's state. Needs Chromium, see .ci/run."
+import json, os, shutil, socket, subprocess, sys, time, urllib.request
+from contextlib import contextmanager
+from pathlib import Path
+
+import nbformat, pytest
+
+CHROMIUM = next(filter(None, map(shutil.which, ('chromium','chromium-browser','google-chrome'))), None)
+FLAGS = ['--no-sandbox','--disable-gpu','--disable-quic','--no-first-run','--disable-background-networking','--disable-component-update','--disable-sync','--disable-dev-shm-usage']
+if not CHROMIUM: pytest.skip('Chromium is not installed; `apt-get install chromium` brings it', allow_module_level=True)
+playwright = pytest.importorskip('playwright.sync_api', reason='playwright is not installed; the dev extra brings it')
+pytest.importorskip('jupyterlab', reason='JupyterLab is not installed; the lab extra brings it')
+
+ROOT = Path(__file__).resolve().parents[1]
+
+@contextmanager
+def jupyterlab(folder, theme='JupyterLab Light'):
+    "A JupyterLab of its own over a folder: no settings, no news, no updates; gives its address and where its kernels say how to reach them."
+    own = folder/'.jupyter'
+    overrides = {'@jupyterlab/notebook-extension:tracker': dict(windowingMode='none'), '@jupyterlab/apputils-extension:notification': dict(fetchNews='false', checkForUpdates=False, doNotDisturbMode=True),
+        '@jupyterlab/apputils-extension:themes': dict(theme=theme)}
+    (own/'config'/'labconfig').mkdir(parents=True); (own/'config'/'labconfig'/'default_setting_overrides.json').write_text(json.dumps(overrides))
+    with socket.socket() as s: s.bind(('127.0.0.1', 0)); port = s.getsockname()[1]
+    env = dict(os.environ, PYTHONPATH=os.pathsep.join(filter(None, (str(ROOT), os.environ.get('PYTHONPATH')))), JUPYTER_CONFIG_DIR=str(own/'config'), JUPYTER_DATA_DIR=str(own/'data'), JUPYTER_RUNTIME_DIR=str(own/'runtime'), IPYTHONDIR=str(own/'ipython'))
+    with (own/'log.txt').open('w') as log:
+        server = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0', '--IdentityProvider.token=', '--ServerApp.disable_check_xsrf=True', f'--ServerApp.root_dir={folder}'], env=env, stdout=log, stderr=log)
+    try:
+        for _ in range(300):
+            try: urllib.request.urlopen(f'http://127.0.0.1:{port}/api', timeout=5); break
+            except OSError: assert server.poll() is None, (own/'log.txt').read_text(); time.sleep(.2)
+        yield f'http://127.0.0.1:{port}', own/'runtime'
+    finally: server.terminate(); server.wait(20)
+
+@contextmanager
+def chromium(**kw):
+    "A page of a browser that reaches this machine and nothing else; gives it and what it tried to reach."
+    outside = []
+    with playwright.sync_playwright() as p:
+        browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
+        page = browser.new_page(**kw)
+        playwright.expect.set_options(timeout=60_000); page.set_default_timeout(60_000)
+        def only_here(route):
+            if route.request.url.startswith(('http://127.0.0.1','data:','blob:')): return route.continue_()
+            outside.append(route.request.url); route.abort()
+        page.route('**/*', only_here)
+        try: yield page, outside
+        finally: browser.close()
+
+def open_and_run(page, url, where='/doc/tree/'):
+    "Opens a notebook and runs all of it."
+    page.goto(url.replace('/NB/', where))
+    page.get_by_text('Python 3 (ipykernel) | Idle').wait_for()
+    page.get_by_role('menuitem', name='Run', exact=True).click()
+    page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
+
+def write_notebook(path, cells):
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells], metadata=dict(kernelspec=dict(name='python3', display_name='Python 3 (ipykernel)', language='python')))
+    nbformat.write(nb, path)
+
+class Kernel:
+    "The notebook's kernel, asked from outside the browser."
+    def __init__(self, runtime):
+        from jupyter_client import BlockingKernelClient
+        self.client = BlockingKernelClient(connection_file=str(max(runtime.glob('kernel-*.json'), key=os.path.getmtime)))
+        self.client.load_connection_file(); self.client.start_channels()
+    def __call__(self, expression):
+        reply = self.client.execute('', user_expressions=dict(x=expression), reply=True, timeout=60)['content']['user_expressions']['x']
+        assert reply['status']=='ok', reply
+        return eval(reply['data']['text/plain'])
+    def until(self, expression, want=True, seconds=60):
+        "Waits until Python says so."
+        end = time.time()+seconds
+        while (got := self(expression))!=want: assert time.time()<end, f'{expression} is {got!r}'; time.sleep(.1)
+
+def eventually(so, seconds=30):
+    end = time.time()+seconds
+    while not so(): assert time.time()<end; time.sleep(.05)
+
+CELLS = ['''
+from pathlib import Path
+from styleboost.base import load_base
+from styleboost.recipes import no_prior
+from styleboost.widgets import AuxPicker, Compare, TrainingMonitor
+from styleboost.world.pictures import pool, style_ref, prompts
+base = load_base('tiny')
+picker = AuxPicker(style_ref(people=3, things=3), pool('people')[:30]+pool('things')[:30], page=24)
+picker''', 'picker', '''
+recipe = no_prior(style_ref(people=3, things=3), steps=400, batch=1, checkpoint=400)
+monitor = TrainingMonitor(recipe, Path('run'), base=base, prompts=['woman farmer'], every=1, sampler=2, device='cpu')
+monitor.kw['every'] = 1
+monitor''', '''
+import pandas as pd
+from types import SimpleNamespace
+from styleboost.recipes import Prompt
+sets = dict(base=pool('planets'), none=pool('open-peeps'), aux=pool('micah'))
+study = SimpleNamespace(folder=Path('study'), arms=['none','aux'], seeds=(0,), steps=(10,20), failed={}, chosen={}, ref=None, prompts=lambda: [Prompt(f'person {i}', i%2==0) for i in range(8)],
+    images=lambda arm, seed, step: [p.open() for p in sets[arm][(0 if arm=='base' else step):][:8]],
+    table=lambda: pd.DataFrame([dict(arm=a, seed=0, step=s, split='test', group='all', metric='kid', value=s/100, low=s/100-.01, high=s/100+.01, n=8) for a in ('none','aux') for s in (10,20)]))
+compare = Compare(study, rows=4)
+compare''']
+
+@pytest.fixture(scope='module')
+def lab(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('lab')
+    write_notebook(folder/'widgets.ipynb', CELLS)
+    with jupyterlab(folder) as (url, runtime), chromium(viewport=dict(width=1280, height=800)) as (page, outside):
+        open_and_run(page, f'{url}/NB/widgets.ipynb')
+        page.locator('.compare .sb-tile').first.wait_for()
+        yield page, Kernel(runtime)
+        assert outside==[]
+
+PIXELS = '''async e => {
+    const css = e.tagName=='IMG' ? null : getComputedStyle(e, '::before').backgroundImage, i = new Image();
+    i.src = css ? css.slice(5,-2) : e.src; await i.decode();
+    const c = Object.assign(document.createElement('canvas'), {width: i.naturalWidth, height: i.naturalHeight}), x = c.getContext('2d');
+    x.drawImage(i, 0, 0); let sum = 0, h = 0; for (const v of x.getImageData(0, 0, c.width, c.height).data) { sum += v; h = (h*31+v)|0 }
+    return [i.naturalWidth, sum/(c.width*c.height*4), h]}'''   # how wide, how light, and a hash of every pixel
+
+def test_choosing(lab):
+    page, kernel = lab
+    first, second = (page.locator('.aux-picker').nth(i) for i in (0,1))
+    tiles = first.locator('.sb-tile:visible')
+    playwright.expect(tiles).to_have_count(24)
+    assert all(w>=32 and 5<light<255 for w,light,_ in (tiles.nth(i).evaluate(PIXELS) for i in range(24)))
+    assert first.locator('.sb-strip img').evaluate_all('es => es.map(e => e.naturalWidth > 0)')==[True]*6
+    tiles.nth(2).click(); tiles.nth(5).click()
+    playwright.expect(first.locator('.sb-count')).to_contain_text('2 chosen')
+    playwright.expect(second.locator('.sb-count')).to_contain_text('2 chosen')             # the second view keeps step
+    assert kernel('picker.chosen')==[2,5] and kernel('len(picker.images)')==2
+    playwright.expect(second.locator('.sb-tile.mod-active')).to_have_count(2)
+    second.locator('.sb-tile').nth(2).click()
+    playwright.expect(first.locator('.sb-count')).to_contain_text('1 chosen')
+    before = tiles.nth(0).evaluate(PIXELS)
+    first.get_by_role('button', name='›').click()
+    playwright.expect(first.locator('.sb-pager')).to_contain_text('25–48 of 60')
+    eventually(lambda: tiles.nth(0).evaluate(PIXELS)!=before)
+    assert kernel('picker.chosen')==[5]
+    first.locator('.sb-rule select').first.select_option('people'); first.get_by_role('button', name='Choose').click()
+    playwright.expect(first.locator('.sb-count')).to_contain_text('20 chosen of 60 20 with people, 0 without')
+    playwright.expect(first.locator('.sb-said.warn')).to_contain_text('One-sided')
+    assert kernel('picker.images.people')==[True]*20
+
+def test_watching(lab):
+    page, kernel = lab
+    box = page.locator('.training-monitor')
+    box.get_by_role('button', name='Start').click()
+    film = box.locator('.sb-film img')
+    film.first.wait_for()
+    playwright.expect(film).not_to_have_count(1)
+    one, two = (film.nth(i).evaluate(PIXELS) for i in (0,1))
+    assert one[0]==two[0]==64 and one!=two                                                   # the model has moved between two steps
+    playwright.expect(box.locator('.sb-state')).to_contain_text('left')
+    box.get_by_role('button', name='Stop').click()
+    playwright.expect(box.locator('.sb-state')).to_contain_text('Stopped')
+    kernel.until('monitor.state', 'stopped')
+    at = kernel('monitor.step')
+    assert 2<=at<400 and kernel('monitor.result.checkpoint.name')==f'step-{at:06d}' and box.locator('svg').count()==1
+    assert box.get_by_role('button', name='Go on').is_enabled()
+
+def test_comparing(lab):
+    page, kernel = lab
+    box = page.locator('.compare')
+    tile = lambda column, r: box.locator('.sb-tiles').nth(column).locator('.sb-tile').nth(r)
+    assert all(tile(c, r).evaluate(PIXELS)[0]>=32 for c in range(3) for r in range(4))
+    playwright.expect(box.locator('.sb-numbers')).to_contain_text('0.190–0.210')
+    before = [tile(c, 1).evaluate(PIXELS) for c in range(3)]
+    kernel('setattr(compare, "step", 10)')
+    playwright.expect(box.locator('.sb-numbers')).to_contain_text('0.090–0.110')
+    eventually(lambda: all(tile(c, 1).evaluate(PIXELS)!=before[c] for c in (1,2)))
+    assert tile(0, 1).evaluate(PIXELS)==before[0]                                            # the base has no steps
+    tile(1, 2).click(); kernel.until('compare.pair[1]', 'none')
+    tile(2, 2).click(); kernel.until('compare.pair', ('none','aux'))
+    close = box.locator('.sb-close img')
+    b = close.evaluate(PIXELS)
+    box.get_by_role('button', name='Flip').click(); kernel.until('compare.blend', 0)
+    eventually(lambda: close.evaluate(PIXELS)!=b)
+    assert close.evaluate(PIXELS)[0]==320 and kernel('compare.prompt')==2
+    box.get_by_role('button', name='things').click(); kernel.until('compare.group', 'things')
+    playwright.expect(box.locator('.sb-labels')).to_contain_text('person 1')
+
+def test_the_page_works_without_a_kernel(lab, tmp_path):
+    _, kernel = lab
+    path = tmp_path/'page.html'
+    kernel(f'str(compare.export({str(path)!r}))')
+    page = lab[0].context.browser.new_page()
+    try:
+        faults = []
+        page.on('pageerror', lambda e: faults.append(str(e)))
+        page.goto(path.as_uri())
+        shown = 'e => getComputedStyle(e).backgroundImage'
+        cell = page.locator('td[data-k="aux"] button').nth(3)
+        late = cell.evaluate(shown)
+        assert late.startswith('url("blob:')
+        page.locator('#step').fill('0')
+        assert cell.evaluate(shown)!=late and page.locator('#at').inner_text()=='10'
+        playwright.expect(page.locator('#numbers')).to_contain_text('0.090–0.110')
+        page.locator('input[value=things]').check()
+        assert page.locator('tbody tr:visible').count()==4
+        page.locator('input[name=arm][value=none]').uncheck()
+        assert page.locator('td[data-k="none"]:visible').count()==0
+        cell.click()
+        assert page.locator('dialog').is_visible() and 'person 3' in page.locator('#what').inner_text()
+        big = page.locator('#big').evaluate(shown)
+        page.keyboard.press('ArrowLeft')
+        assert page.locator('#big').evaluate(shown)!=big and faults==[]
+    finally: page.close()

@@ -1,0 +1,191 @@
+"Encoders: the judge, and others from local files, through one door; style and plain statistics."
+import sys, types
+
+import pytest, torch, torch.nn.functional as F
+from PIL import Image, ImageChops
+from safetensors.torch import save_file
+from transformers import CLIPConfig, CLIPModel
+
+from styleboost.features import ClipEncoder, CsdEncoder, load_encoder, load_judge, plain_statistics, style_similarity, style_statistics, style_vectors, to_tensor
+from styleboost.images import Picture, png
+from styleboost.world.pictures import pictures, pool, reference
+
+SMALL = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
+
+@pytest.fixture(scope='module')
+def clip_folder(tmp_path_factory):
+    "A small CLIP model that knows nothing, as transformers saves it."
+    folder, tok = tmp_path_factory.mktemp('clip')/'small', load_judge().tokenizer
+    torch.manual_seed(0)
+    CLIPModel(CLIPConfig(text_config=dict(SMALL, vocab_size=len(tok), max_position_embeddings=20, eos_token_id=tok.eos_token_id), vision_config=dict(SMALL, image_size=32, patch_size=8), projection_dim=16)).save_pretrained(folder)
+    tok.save_pretrained(folder)
+    return folder
+
+def csd_state(width=64, layers=2, patch=8, side=4, out=24, seed=0):
+    "Weights in the names and shapes of the authors' checkpoint."
+    g = torch.Generator().manual_seed(seed)
+    r = lambda *s: .2*torch.randn(*s, generator=g)
+    w = {'class_embedding':r(width), 'positional_embedding':r(side*side+1, width), 'conv1.weight':r(width,3,patch,patch)}
+    for n in ('ln_pre','ln_post'): w |= {f'{n}.weight':1+r(width), f'{n}.bias':r(width)}
+    for i in range(layers):
+        b = f'transformer.resblocks.{i}.'
+        w |= {b+'attn.in_proj_weight':r(3*width,width), b+'attn.in_proj_bias':r(3*width), b+'attn.out_proj.weight':r(width,width), b+'attn.out_proj.bias':r(width),
+              b+'mlp.c_fc.weight':r(2*width,width), b+'mlp.c_fc.bias':r(2*width), b+'mlp.c_proj.weight':r(width,2*width), b+'mlp.c_proj.bias':r(width)}
+        for n in ('ln_1','ln_2'): w |= {f'{b}{n}.weight':1+r(width), f'{b}{n}.bias':r(width)}
+    return {**{f'module.backbone.{k}':v for k,v in w.items()}, 'module.last_layer_style':r(width,out), 'module.last_layer_content':r(width,out)}
+
+def openai_tower(w, x, heads=1):
+    "What those weights compute, written down from the architecture alone."
+    b = {k.removeprefix('module.backbone.'):v for k,v in w.items()}
+    norm = lambda x, n: F.layer_norm(x, x.shape[-1:], b[n+'.weight'], b[n+'.bias'])
+    h = F.conv2d(x, b['conv1.weight'], stride=b['conv1.weight'].shape[-1]).flatten(2).transpose(1, 2)
+    h = norm(torch.cat([b['class_embedding'].expand(len(h),1,-1), h], 1)+b['positional_embedding'], 'ln_pre')
+    for i in range(2):
+        p = f'transformer.resblocks.{i}.'
+        q, k, v = F.linear(norm(h, p+'ln_1'), b[p+'attn.in_proj_weight'], b[p+'attn.in_proj_bias']).chunk(3, -1)
+        a = (q@k.transpose(1, 2)/q.shape[-1]**.5).softmax(-1)@v
+        h = h+F.linear(a, b[p+'attn.out_proj.weight'], b[p+'attn.out_proj.bias'])
+        m = F.linear(norm(h, p+'ln_2'), b[p+'mlp.c_fc.weight'], b[p+'mlp.c_fc.bias'])
+        h = h+F.linear(m*torch.sigmoid(1.702*m), b[p+'mlp.c_proj.weight'], b[p+'mlp.c_proj.bias'])
+    return F.normalize(norm(h[:,0], 'ln_post')@w['module.last_layer_style'], dim=-1)
+
+SOME = pool('micah')[:3]+pool('landscape')[:3]
+
+# one door
+
+def test_a_word_a_folder_or_a_file_names_an_encoder(clip_folder, tmp_path):
+    file = tmp_path/'csd.safetensors'; save_file(csd_state(), file)
+    assert load_encoder('world') is load_judge() and isinstance(load_encoder(clip_folder), ClipEncoder) and isinstance(load_encoder(str(file)), CsdEncoder)
+    assert [load_encoder(e).name for e in ('world', clip_folder, file)]==['world','clip:small','csd:csd']
+
+def test_features_given_back_are_not_looked_at_again(clip_folder):
+    for e in (load_judge(), load_encoder(clip_folder)):
+        f = e.features(SOME)
+        assert e.features(f) is f and torch.equal(e.embed_images(f), e.embed_images(SOME)) and torch.equal(e.people(f), e.people(SOME))
+
+@pytest.mark.parametrize('what, words', [('nothing', ('There is no encoder',)), ('empty folder', ('config.json',)), ('another model', ("'bert'",)), ('words', ('cannot be read as weights',)),
+                                         ('other weights', ('neither',)), ('half a csd', ('CSD',)), ('half a clip', ('CLIP',))])
+def test_what_is_no_encoder_is_refused_with_its_path(tmp_path, refused, what, words, clip_folder):
+    path = tmp_path/'it'
+    if what=='empty folder': path.mkdir()
+    if what=='another model': path.mkdir(); (path/'config.json').write_text('{"model_type": "bert"}')
+    if what=='words': path.write_text('words')
+    if what=='other weights': path = path.with_suffix('.safetensors'); save_file(dict(a=torch.zeros(2)), path)
+    if what=='half a csd': path = path.with_suffix('.safetensors'); save_file({k:v for k,v in csd_state().items() if 'conv1' not in k}, path)
+    if what=='half a clip': path.mkdir(); (path/'config.json').write_bytes((clip_folder/'config.json').read_bytes())
+    with refused(path, *words): load_encoder(str(path))
+
+# CLIP
+
+def test_clip_is_what_transformers_computes(clip_folder):
+    e, ims = ClipEncoder(clip_folder), [p.open() for p in SOME]
+    x = (to_tensor(ims, 32, Image.BICUBIC)+1)/2
+    x = (x-torch.tensor([.48145466,.4578275,.40821073])[:,None,None])/torch.tensor([.26862954,.26130258,.27577711])[:,None,None]
+    ids = e.tokenizer(['a dog','two cats'], padding='max_length', max_length=20, return_tensors='pt')
+    with torch.no_grad(): out = e.model(pixel_values=x, input_ids=ids.input_ids)
+    assert torch.allclose(e.embed_images(ims), out.image_embeds, atol=1e-5) and torch.allclose(e.embed_texts(['a dog','two cats']), out.text_embeds, atol=1e-4)
+    assert torch.allclose(e.embed_images(ims), F.normalize(e.features(ims), dim=-1))
+
+@pytest.mark.parametrize('who', ['world','clip'])
+def test_a_long_prompt_is_read_from_its_beginning_and_it_is_said(clip_folder, said, who):
+    e = load_encoder('world' if who=='world' else clip_folder)
+    most = e.tokenizer.model_max_length
+    short, long = 'dog '*(most-2), 'dog '*(most+9)
+    v = e.embed_texts([short.strip(), long, 'cat'])
+    assert torch.allclose(v[0], v[1], atol=1e-5) and not torch.allclose(v[0], v[2], atol=1e-3) and any('1 of 3 prompts' in m and str(most) in m for m in said())
+
+def test_asking_for_people_gives_probabilities(clip_folder):
+    p = load_encoder(clip_folder).people(SOME)
+    assert p.shape==(6,) and ((0<p)&(p<1)).all()
+
+def test_pictures_of_any_size_are_read(clip_folder):
+    odd = [Picture('a.png', data=png(Image.new('RGB', s, 'teal'))) for s in ((300,20), (7,9), (64,64))]
+    f = load_encoder(clip_folder).features(odd)
+    assert f.shape==(3,16) and torch.allclose(f[0], f[2], atol=1e-4)
+
+# CSD
+
+@pytest.mark.parametrize('kind', ['safetensors','pth'])
+def test_csd_computes_what_its_weights_say(tmp_path, kind):
+    w, file = csd_state(), tmp_path/f'csd.{kind}'
+    if kind=='pth': torch.save(dict(model_state_dict=w), file)
+    else: save_file(w, file)
+    e = load_encoder(file)
+    x = ((to_tensor(SOME, 32, Image.BICUBIC)+1)/2-e.mean)/e.std
+    assert e.embed_texts is None and e.people is None and torch.allclose(e.features(SOME), openai_tower(w, x), atol=1e-5)
+
+def test_a_pickle_that_runs_code_is_refused(tmp_path, refused):
+    import pathlib
+    file = tmp_path/'evil.pth'; torch.save(dict(a=pathlib.PurePosixPath('x')), file)
+    with refused(file, 'cannot be read'): load_encoder(file)
+
+def test_style_comes_from_an_encoder_that_has_it_else_from_the_judge(tmp_path, clip_folder):
+    file = tmp_path/'csd.safetensors'; save_file(csd_state(), file)
+    csd, clip = load_encoder(file), load_encoder(clip_folder)
+    assert style_vectors(SOME, csd).shape==(6,24) and torch.equal(style_vectors(SOME, clip), style_vectors(SOME))
+
+# Inception
+
+def inception_library(monkeypatch):
+    "A stand-in for torch-fidelity with its interface: one weight, and it unpickles whatever it is given."
+    class Extractor(torch.nn.Module):
+        def __init__(self, name, features_list, feature_extractor_weights_path):
+            super().__init__()
+            self.Mixed_7c = torch.nn.Linear(1, 1)
+            self.load_state_dict(torch.load(feature_extractor_weights_path, weights_only=False))
+        def forward(self, x):
+            assert x.dtype==torch.uint8 and x.shape[1:]==(3,299,299)
+            return (x.float().mean((2,3))*self.Mixed_7c.weight[0,0],)
+    for name in ('torch_fidelity','torch_fidelity.feature_extractor_inceptionv3'): monkeypatch.setitem(sys.modules, name, types.SimpleNamespace(FeatureExtractorInceptionV3=Extractor, __path__=[]))
+
+@pytest.mark.parametrize('kind', ['safetensors','pth'])
+def test_inception_gets_bytes_at_299_pixels_and_the_weights_of_the_file(tmp_path, monkeypatch, kind):
+    inception_library(monkeypatch)
+    w, file = {'Mixed_7c.weight':torch.full((1,1), 3.), 'Mixed_7c.bias':torch.zeros(1)}, tmp_path/f'inception.{kind}'
+    save_file(w, file) if kind=='safetensors' else torch.save(w, file)
+    e = load_encoder(file)
+    assert e.features([Image.new('RGB', (20,20), (10,20,30))]).tolist()==[[30,60,90]] and e.people is None and e.name=='inception:inception'
+
+def test_without_its_library_inception_is_refused_with_what_to_install(tmp_path, monkeypatch, refused):
+    monkeypatch.setitem(sys.modules, 'torch_fidelity', None)
+    save_file({'Mixed_7c.weight':torch.zeros(1)}, tmp_path/'i.safetensors')
+    with refused('pip install torch-fidelity'): load_encoder(tmp_path/'i.safetensors')
+
+def test_other_weights_with_its_names_are_refused(tmp_path, monkeypatch, refused):
+    inception_library(monkeypatch)
+    save_file({'Mixed_7c.other':torch.zeros(1)}, tmp_path/'i.safetensors')
+    with refused('i.safetensors', 'Inception'): load_encoder(tmp_path/'i.safetensors')
+
+# style and plain statistics
+
+def test_style_statistics_do_not_depend_on_company():
+    assert torch.allclose(style_statistics(SOME)[4:], style_statistics(SOME[4:]), atol=1e-5) and torch.allclose(plain_statistics(SOME)[4:], plain_statistics(SOME[4:]), atol=1e-5)
+
+def test_the_references_own_pictures_are_at_one_without_each_other():
+    r = style_vectors(reference('openmoji', n=30))
+    n = len(r)
+    alone = torch.stack([style_similarity(r[i:i+1], torch.cat([r[:i], r[i+1:]]))*1. for i in range(n)])
+    assert style_similarity(r, r).mean()>1 and abs(alone.mean()-1)<.05
+
+def test_similarity_to_one_picture_is_refused(refused):
+    with refused('needs two'): style_similarity(SOME, SOME[:1])
+
+def picture(paint): im = Image.new('RGB', (64,64)); im.putdata([paint(i%64, i//64) for i in range(4096)]); return im
+
+def test_plain_statistics_see_colour_lightness_edges_and_their_direction():
+    grey, light, red, blue = (Image.new('RGB', (64,64), c) for c in ((128,)*3, (220,)*3, (200,40,40), (40,40,200)))
+    across, down = picture(lambda x,y: (255*(x//8%2),)*3), picture(lambda x,y: (255*(y//8%2),)*3)
+    s = plain_statistics([grey, light, red, blue, across, down, grey])
+    d = torch.cdist(s, s).fill_diagonal_(9)
+    d[0,6] = d[6,0] = 9
+    assert torch.equal(s[0], s[6]) and d.min()>1 and s.isfinite().all()
+
+def test_plain_statistics_hardly_change_when_a_picture_moves_by_a_pixel():
+    ims = [p.open() for p in pictures('openmoji')[:8]]
+    still, moved = plain_statistics(ims), plain_statistics([ImageChops.offset(im, 1, 1) for im in ims])
+    assert ((still-moved).norm(dim=1) < .5*torch.cdist(still, still).fill_diagonal_(99).min(1).values).all()
+
+def test_plain_statistics_tell_styles_apart():
+    near = lambda a, b: (plain_statistics(a).mean(0)-plain_statistics(b).mean(0)).norm()
+    one, two = pictures('openmoji')[:150], pictures('openmoji')[150:300]
+    assert near(one, two) < .5*near(one, pictures('fluent-emoji')[:150])

@@ -1,0 +1,532 @@
+"Widgets without a browser: what is chosen, shown and refused, and that nothing is lost by it."
+import base64, io, json, logging, os, re, signal, sys, threading, types
+from contextlib import contextmanager
+from html import unescape
+from pathlib import Path
+
+import numpy as np, pandas as pd, pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from styleboost import training
+from styleboost.images import ImageSet, Picture, StyleboostError, log, png
+from styleboost.metrics import METRICS
+from styleboost.recipes import Prompt
+from styleboost.training import Run, train
+from styleboost.widgets import AuxPicker, Compare, TrainingMonitor, compare, monitor, page, panels
+
+@pytest.fixture(scope='module')
+def pool(picture):
+    "Forty pictures: every other shows people, the last two do not say."
+    return ImageSet([picture(f'p{i:02d}', people=None if i>=38 else i%2==0, seed=i) for i in range(40)], 'pool')
+
+@pytest.fixture
+def on_disk(pool, tmp_path):
+    pool[:10].save(tmp_path/'pool')
+    return ImageSet.from_folder(tmp_path/'pool')
+
+def changes(widget):
+    "What has been sent to the browser about a widget's value since."
+    sent = []
+    widget.observe(lambda c: sent.append(c.new), 'value')
+    return sent
+
+def squeezed(html): return ' '.join(text(html).split())
+
+def text(html): return unescape(re.sub(r'<[^>]+>', ' ', html.value))
+
+# pictures as buttons
+
+def test_a_thumbnail_is_made_once(pool, monkeypatch):
+    panels._made.clear()
+    made = []
+    monkeypatch.setattr(panels, 'webp', lambda im, q=0: made.append(1) or 'data:image/webp;base64,')
+    for _ in range(2):
+        for p in (*pool, *[Picture(f'again-{p.name}', data=p.data) for p in pool]): panels.thumb(p)
+    assert len(made)==40
+
+def test_thumbnails_do_not_fill_the_memory(pool, monkeypatch):
+    panels._made.clear(); monkeypatch.setattr(panels, 'MOST', 5)
+    for p in pool: panels.thumb(p)
+    assert len(panels._made)==5 and panels.thumb(pool[0])
+
+def test_a_thumbnail_is_no_larger_than_asked_and_no_larger_than_the_picture(picture):
+    size = lambda uri: Image.open(io.BytesIO(base64.b64decode(uri.split(',')[1]))).size
+    assert size(panels.thumb(picture('wide', (400,100)), 200))==(200,50) and size(panels.thumb(picture('small', (40,30)), 200))==(40,30)
+
+def test_a_panel_shown_twice_is_one_widget(pool, ref, monkeypatch):
+    shown = []
+    monkeypatch.setattr(panels, 'display', shown.append)
+    p = AuxPicker(ref, pool)
+    p._ipython_display_(); p._ipython_display_()
+    assert shown==[p.widget, p.widget] and 'aux-picker' in p.widget._dom_classes
+
+# choosing
+
+@pytest.fixture
+def picker(ref, pool): return AuxPicker(ref, pool, measure=lambda s: dict(near=[i%7 for i in range(len(s))]), page=12)
+
+def click(picker, place): picker.tiles.buttons[place].value = not picker.tiles.buttons[place].value
+
+def test_a_click_chooses_and_another_does_not(picker, pool):
+    click(picker, 3); click(picker, 5); click(picker, 3)
+    assert picker.chosen==[5] and [p.name for p in picker.images]==[pool[5].name]
+    assert list(picker.table.chosen)==[i==5 for i in range(40)]
+
+def test_a_click_sends_one_line_and_no_picture(picker):
+    pictures, status = changes(picker.tiles._sheet), changes(picker._status)
+    click(picker, 0)
+    assert pictures==[] and len(status)==1 and '1 chosen' in status[0] and len(status[0])<1000
+
+def test_how_many_people_is_said(picker):
+    picker.chosen = [0, 1, 2, 38]
+    assert '4 chosen of 40 2 with people, 1 without, 1 that do not say' in squeezed(picker._status)
+
+@pytest.mark.parametrize('chosen,word', [([0,2,4,6],'all show'), ([1,3,5,7],'none shows'), ([0,1,2,3],''), ([0,2],''), ([0,2,4,6,8,10,1],'6 of 7 show'), ([1,3,5,7,9,11,0],'only 1 of 7')])
+def test_a_one_sided_mix_is_said(picker, chosen, word):
+    picker.chosen = chosen
+    assert (word in picker.mix) if word else picker.mix==''
+    assert picker.mix in text(picker._status)
+
+@pytest.mark.parametrize('who,flags', [('people',{True}), ('things',{False}), ('all',{True,False,None})])
+def test_a_rule_takes_the_best(picker, who, flags):
+    picker.choose(9, who, 'near')
+    near = lambda i: picker.known.near[i]
+    fits = [i for i in range(40) if picker.pool[i].people in flags]
+    assert len(picker.chosen)==9 and set(picker.chosen)<=set(fits)
+    assert min(map(near, picker.chosen))>=max(near(i) for i in fits if i not in picker.chosen)
+
+def test_half_is_half_and_too_few_is_said(picker):
+    picker.choose(11, 'half')
+    assert [picker.images.people.count(f) for f in (True,False)]==[6,5] and picker.sentence==''
+    picker.choose(40, 'half')
+    assert len(picker.chosen)==38 and '19 instead of 20 people and 19 instead of 20 things' in picker.sentence
+
+def test_what_has_no_score_comes_last(ref, pool):
+    p = AuxPicker(ref, pool, measure=lambda s: dict(near=[float('nan')]*30+[1.]*10))
+    p.choose(10, by='near')
+    assert p.chosen==list(range(30,40))
+
+def test_chance_is_the_same_every_time(picker):
+    picker.choose(7, by='chance'); one = picker.chosen
+    picker.choose(7, by='chance')
+    assert picker.chosen==one!=list(range(7))
+
+def test_none_and_invert(picker):
+    picker.chosen = [1,2]; picker.invert()
+    assert len(picker.chosen)==38 and 1 not in picker.chosen
+    picker.clear()
+    assert picker.chosen==[] and len(picker.images)==0 and not any(picker.tiles.chosen)
+
+@pytest.fixture
+def suggestion(pool):
+    people = [None if p.people is None else p.people for p in pool]; people[39] = True
+    return types.SimpleNamespace(table=pd.DataFrame(dict(name=[p.name for p in pool], near=np.linspace(0,1,40), general=np.linspace(1,0,40), people=people, score=.5, chosen=[i in (3,4,8) for i in range(40)])))
+
+def test_a_suggestion_is_where_one_begins(ref, pool, suggestion):
+    p = AuxPicker(ref, pool, suggestion)
+    assert p.chosen==[3,4,8] and p.scores==['near','general','score'] and p.known.people[39] is True and p.known.people[38] is None
+    p.invert(); p.suggested()
+    assert p.chosen==[3,4,8]
+    assert p.tiles.buttons[3].description.split('\n')==['near 0.08', 'general 0.92', 'thing']
+
+def test_a_suggestion_for_another_pool_is_refused(ref, pool, suggestion, refused):
+    with refused('another pool', 'pool'): AuxPicker(ref, pool[:30], suggestion)
+    with refused('No suggestion'): AuxPicker(ref, pool).suggested()
+
+@pytest.mark.parametrize('which', [['nobody.png'], [40], [-1]])
+def test_what_is_not_in_the_pool_cannot_be_chosen(picker, which, refused):
+    picker.chosen = [2]
+    with refused('has no picture', which[0]): picker.chosen = which
+    assert picker.chosen==[2]
+
+def test_wrong_calls_are_refused(ref, pool, picker, refused):
+    with refused('no score', 'near'): picker.choose(3, by='beauty')
+    with refused('half'): picker.choose(3, who='dogs')
+    with refused('no pictures'): AuxPicker(ref, ImageSet([], 'nothing'))
+    with refused('40'): AuxPicker(ref, pool, measure=lambda s: dict(x=[1]))
+
+def test_the_choice_outlives_pages_filters_and_orders(picker):
+    click(picker, 2); picker.turn()
+    assert picker._shown[0]==12 and not any(picker.tiles.chosen)
+    click(picker, 0); picker.turn(9)
+    assert picker._shown==[36,37,38,39] and picker._on.disabled and not picker._back.disabled
+    picker._filter.value = 'people'
+    assert all(picker.pool[i].people for i in picker._shown) and picker._first==0 and picker.tiles.chosen[1]
+    picker._sort.value = 'near'
+    assert [picker.known.near[i] for i in picker._shown][:3]==[6]*3
+    picker._filter.value = 'chosen'
+    assert sorted(picker._shown)==[2,12]==picker.chosen
+    assert ':nth-child(n+3){display:none' in picker.tiles._sheet.value
+
+def test_a_page_of_nothing_is_no_error(ref, pool):
+    p = AuxPicker(ref, pool.where(True)); p._filter.value = 'things'
+    assert 'none to show' in text(p._where) and p._shown==[]
+
+def test_every_place_of_a_large_pool_can_be_reached(ref, pool):
+    p = AuxPicker(ref, ImageSet([*pool]*3, 'large'), page=48); seen = list(p._shown)
+    while not p._on.disabled: p._on.click(); seen += p._shown
+    assert seen==list(range(120))
+
+def test_a_choice_is_kept_and_found_again(picker, ref, pool, tmp_path):
+    picker.chosen = [1,5,9]
+    picker.save(tmp_path/'aux.json')
+    renamed = ImageSet([Picture(f'new-{p.name}', data=p.data) for p in reversed(pool)], 'renamed')
+    other = AuxPicker(ref, renamed).load(tmp_path/'aux.json')
+    assert {p.sha for p in other.images}=={pool[i].sha for i in (1,5,9)} and other.sentence==''
+
+def test_what_was_deleted_or_changed_since_is_said(on_disk, ref, tmp_path, picture):
+    p = AuxPicker(ref, on_disk, chosen=[0,1,2,3]); p.save(tmp_path/'aux.json')
+    on_disk[1].path.unlink(); on_disk[2].path.write_bytes(picture('other').data)
+    again = AuxPicker(ref, ImageSet.from_folder(tmp_path/'pool')).load(tmp_path/'aux.json')
+    assert [x.name for x in again.images]==[on_disk[0].name, on_disk[3].name]
+    assert again.sentence==f'2 of 4 kept pictures are not chosen: {on_disk[1].name} is no longer there, {on_disk[2].name} has changed.'
+    same = AuxPicker(ref, on_disk).load(tmp_path/'aux.json')                       # the pool was read before the file went
+    assert len(same.chosen)==2 and f'{on_disk[1].name} is no longer there' in same.sentence
+
+def test_a_picture_that_goes_while_one_chooses_is_said_and_costs_nothing_else(on_disk, ref, tmp_path):
+    panels._made.clear()
+    p = AuxPicker(ref, on_disk, chosen=[0,9], page=5)
+    on_disk[9].path.unlink()
+    p.turn()
+    assert f'{on_disk[9].name} can no longer be read' in p.sentence and p.chosen==[0,9] and 'repeating-linear-gradient' in p.tiles._sheet.value
+    p.save(tmp_path/'aux.json')
+    assert f'{on_disk[9].name} can no longer be read' in p.sentence and len(json.loads((tmp_path/'aux.json').read_text())['pictures'])==1
+    assert p.static().size[0]>100
+
+@pytest.mark.parametrize('content,words', [('{', 'not a choice'), ('{"version": 9, "pictures": []}', 'newer styleboost'), ('[]', 'not a choice'), ('{"version": 1, "pictures": [{}]}', 'not a choice'), (None, 'cannot be read')])
+def test_a_file_that_is_no_choice_is_said_in_the_widget_and_changes_nothing(picker, tmp_path, content, words):
+    if content is not None: (tmp_path/'aux.json').write_text(content)
+    picker.chosen = [4]; picker._file.value = str(tmp_path/'aux.json')
+    next(b for b in buttons(picker.widget) if b.description=='Load').click()
+    assert words in picker.sentence and picker.sentence in text(picker._below) and picker.chosen==[4]
+
+def test_a_place_that_cannot_be_written_to_is_said(picker, tmp_path):
+    picker._file.value = str(tmp_path/'nowhere'/'aux.json')
+    next(b for b in buttons(picker.widget) if b.description=='Save').click()
+    assert 'could not be written' in picker.sentence
+
+def buttons(widget): return [b for c in getattr(widget, 'children', ()) for b in buttons(c)] + ([widget] if type(widget).__name__=='Button' else [])
+
+def test_names_are_shown_as_they_are_written(ref, pool):
+    evil = Picture('<b>x</b>.png', data=pool[0].data, caption='<script>alert(1)</script>')
+    p = AuxPicker(ImageSet([evil]), ImageSet([evil])); p.say(evil.caption)
+    assert not any('<script' in c.value for c in p.widget.children if hasattr(c, 'value'))
+
+# watching
+
+class Job:
+    "Stands in for a training: writes a run's folder, a line every ten steps."
+    def __init__(self, out, steps=40, fail=None, at=None): self.out, self.steps, self.fail, self.at, self.go, self.seconds, self.looks = Path(out), steps, fail, at, threading.Event(), 1., 0; self.go.set()
+    def __call__(self, watch, preview):
+        self.out.mkdir(exist_ok=True)
+        (self.out/'recipe.json').write_text(json.dumps(dict(seed=0, base_hash='', recipe=dict(name='job', base='tiny', method='full', steps=self.steps, batch=4, bindings=[{},{}], token='zwx'))))
+        run = Run(self.out)
+        @contextmanager
+        def look(): self.looks += 1; yield 'the model'
+        for step in range(len(run.log)*10+10, self.steps+1, 10):
+            assert self.go.wait(20)
+            if step==self.at: raise self.fail
+            line = dict(step=step, seconds=self.seconds*step, style=1/step, prior=2/step)
+            with (self.out/'log.jsonl').open('a') as f: f.write(json.dumps(line)+'\n')
+            stop = watch(line)
+            if stop: return run
+            preview(line, look)
+        run.weights.parent.mkdir(exist_ok=True); run.weights.touch()
+        return run
+
+@pytest.fixture
+def clock(monkeypatch):
+    "A preview takes as many seconds as this says."
+    c = types.SimpleNamespace(cost=0., now=0., time=lambda: c.now)
+    def perf_counter(): c.now += c.cost/2; return c.now
+    monkeypatch.setattr(monitor, 'sample', lambda model, prompts, seed, steps: [Image.new('RGB', (64,64), (len(prompts),seed,steps))]*len(prompts))
+    c.perf_counter = lambda: perf_counter()
+    return c
+
+@pytest.fixture
+def watched(tmp_path, clock):
+    def make(name='run', every=10, **kw):
+        job = Job(tmp_path/name, **kw)
+        return TrainingMonitor(job, tmp_path/name, every=every), job
+    return make
+
+def test_in_the_foreground(watched):
+    m, job = watched()
+    assert m.state=='ready' and 'Ready' in text(m._text)
+    assert m.run() is m.result and m.state=='done' and (m.step, m.steps, m._bar.value, m._bar.max)==(40,40,40,40)
+    assert list(m.previews)==[10,20,30,40] and m.losses['prior'][1]==(20,.1) and list(m.table().step)==[10,20,30,40]
+    assert m.static().size[0]>4*64 and 'Done: 40 of 40 steps' in text(m._text) and m._curves.value.count('<svg')==2 and m._film.value.count('<img')==16
+
+def test_stopped_in_the_background_it_keeps_its_work_and_goes_on(watched):
+    m, job = watched()
+    job.go.clear()
+    assert m.start() is m and m.running and m._start.disabled and not m._halt.disabled
+    m.stop(); m.stop()
+    assert 'Stopping' in text(m._text)
+    job.go.set()
+    assert not m.wait().done and m.state=='stopped' and m.step==10 and m._start.description=='Go on'
+    m.stop()
+    assert m.state=='stopped' and 'Nothing is being trained' in m.sentence
+    m._start.click(); m.wait()
+    assert m.state=='done' and [l['step'] for l in m.lines]==[10,20,30,40]
+
+def test_two_at_once_are_refused_and_the_first_goes_on(watched, refused):
+    (m, job), (other, _) = watched(), watched('other')
+    job.go.clear(); m.start()
+    with refused('Another run is being trained'): other.run()
+    with refused('Another run is being trained'): other.start()
+    with refused('is being trained already'): m.start()
+    assert other.state=='ready' and 'Another run' in text(other._below) and m.running
+    job.go.set(); m.wait(); other.run()
+    assert m.state==other.state=='done'
+
+def test_colab_trains_in_the_foreground_only(watched, monkeypatch, refused):
+    monkeypatch.setitem(sys.modules, 'google.colab', types.ModuleType('google.colab'))
+    m, _ = watched()
+    assert m._start.disabled
+    with refused('Colab', 'run()'): m.start()
+    assert m.run().done
+
+@pytest.mark.parametrize('error', [StyleboostError('The loss is not a number; lower it.'), RuntimeError('out of cheese')])
+def test_a_failure_is_said_and_raised_and_the_next_can_start(watched, error):
+    m, _ = watched(fail=error, at=30)
+    with pytest.raises(type(error)): m.run()
+    assert m.state=='failed' and m.step==20 and str(error) in text(m._text)
+    m.recipe.fail, m.recipe.at = None, None
+    assert m.start().wait().done and m.state=='done' and m.error is None
+
+def test_a_failure_in_the_background_is_raised_where_one_waits(watched):
+    m, _ = watched(fail=RuntimeError('out of cheese'), at=10); m.start()
+    with pytest.raises(RuntimeError): m.wait()
+
+def test_interrupted_it_keeps_what_there_is(watched):
+    m, _ = watched(fail=KeyboardInterrupt(), at=30)
+    assert not m.run().done and m.state=='stopped' and 'Stopped: 20 of 40 steps' in text(m._text)
+
+def test_interrupting_the_wait_stops_the_training(watched):
+    m, job = watched(); job.go.clear(); m.start()
+    join = m._thread.join
+    def interrupted(seconds): m._thread.join = join; job.go.set(); raise KeyboardInterrupt
+    m._thread.join = interrupted
+    assert not m.wait().done and m.state=='stopped' and m.step==10
+
+def test_what_is_noted_is_shown(watched, monkeypatch):
+    m, job = watched()
+    work = job.__call__
+    m.recipe = lambda **kw: log.warning('Attention: <sdpa>') or work(**kw)
+    m.run()
+    assert m.notes==['Attention: <sdpa>'] and not any(isinstance(h, monitor.Notes) for h in log.handlers)
+
+@pytest.mark.parametrize('cost', [.5, 5, 50, 1e6])
+def test_previews_take_a_tenth_of_the_time_at_most(watched, clock, monkeypatch, cost):
+    m, job = watched(every=None, steps=2000)
+    clock.cost = cost*2
+    monkeypatch.setattr(monitor, 'time', clock)
+    shares = []
+    watch = m._watch
+    m._watch = lambda line: shares.append(m.spent/line['seconds']) or watch(line)
+    m._due = lambda line, due=m._due: line['step']<m.steps and due(line)            # the last is drawn in any case
+    m._cost = cost                                                                # as if one had been measured
+    m.run()
+    assert max(shares)<=.1 and len(m.previews)<=16 and (len(m.previews)>1)==(cost<=50)
+
+def test_the_first_preview_waits_until_its_estimate_can_be_afforded(watched):
+    m, _ = watched(every=None, steps=400); m.run()
+    guess = 2*4*13/(3*8)                                                          # in steps: 4 prompts, 12 sampler steps and the decoder, 8 pictures a step
+    assert min(m.previews)>=guess/.1 and min(m.previews)<=guess/.1+10+400/16
+
+def test_a_preview_that_fails_does_not_stop_the_training(watched, monkeypatch):
+    m, _ = watched()
+    def sample(*a): raise RuntimeError('CUDA out of memory\nand more')
+    monkeypatch.setattr(monitor, 'sample', sample)
+    assert m.run().done and m.previews=={} and 'CUDA out of memory' in m.sentence and 'and more' not in m.sentence
+    with pytest.raises(StyleboostError): m.static()
+
+def test_time_left_counts_from_where_it_went_on(watched):
+    m, job = watched(); job.go.clear(); m.start(); m.stop(); job.go.set(); m.wait()
+    job.seconds = 2.                                                              # slower now: 20 s for ten steps and 20 more before
+    left, m._told = [], 0
+    m._tell = lambda tell=m._tell: left.append(m._left()) or tell()
+    m.run()
+    assert [x for x in left if x is not None and x>0][0]==pytest.approx((40-10)/10*20)
+
+def digests(run): return {k:v.numpy().tobytes() for k,v in load_file(run.weights).items()}
+
+def test_a_real_run_in_the_background_stopped_and_gone_on_with_is_the_straight_run(base, quick, tmp_path):
+    recipe = quick(steps=4, checkpoint=100)
+    straight = train(recipe, tmp_path/'straight', base=base, progress=False, every=1, device='cpu')
+    m = TrainingMonitor(recipe, tmp_path/'run', base=base, prompts=['woman'], every=1, sampler=2, device='cpu')
+    m.kw['every'] = 1
+    m._watch = lambda line, watch=m._watch: (line['step']==2 and m.stop(), watch(line))[1]
+    assert not m.start().wait().done and m.step==2 and m.result.checkpoint.name=='step-000002'
+    assert m.start().wait().done and digests(m.result)==digests(straight) and len(m.previews)==3
+
+def test_interrupted_in_the_middle_of_a_checkpoint_nothing_is_lost(base, quick, tmp_path, monkeypatch):
+    recipe = quick(steps=4, checkpoint=2)
+    straight = train(recipe, tmp_path/'straight', base=base, progress=False, every=1, device='cpu')
+    save, calls = training.save_file, []
+    def interrupted(*args, **kw):
+        if not calls: calls.append(os.kill(os.getpid(), signal.SIGINT))
+        return save(*args, **kw)
+    monkeypatch.setattr(training, 'save_file', interrupted)
+    m = TrainingMonitor(recipe, tmp_path/'run', base=base, prompts=(), device='cpu')
+    m.run()
+    assert calls and m.state=='stopped' and {f.name for f in m.result.checkpoint.iterdir()}=={'weights.safetensors','optimizer.safetensors','state.json'}
+    assert m.run().done and digests(m.result)==digests(straight)
+
+# comparing
+
+class Fake:
+    "A study as a viewer sees it."
+    folder, arms, seeds, steps, ref, chosen = Path('study'), ['none','generated','aux'], (0,1), (50,100,200), None, dict(none=50, generated=100, aux=200)
+    def __init__(self, n=10, size=64, picture=None): self.failed, self.lost, self.n, self.size, self.asked = {}, {}, n, size, []
+    def prompts(self, split='test'): return [Prompt(f'person {i}', True, Picture(f't{i}', data=png(self.draw('truth',0,0,i)))) if i<self.n//2 else Prompt(f'thing {i}', False) for i in range(self.n)]
+    def draw(self, arm, seed, step, i):
+        rng = np.random.default_rng([sum(map(ord, arm)), seed, step, i])
+        return Image.fromarray(rng.integers(0, 256, (4,4,3), dtype=np.uint8)).resize((self.size,self.size), Image.BICUBIC)
+    def images(self, arm, seed, step, split='test'):
+        self.asked.append((arm, seed, step))
+        if arm=='base': seed = step = 0
+        if (arm, seed) in self.failed: return None
+        what = self.lost.get((arm, seed, step), self.lost.get(arm, ()))
+        if isinstance(what, Exception): raise what
+        if what is None: return None
+        return [None if i in what else self.draw(arm, seed, step, i) for i in range(self.n)]
+    def table(self):
+        rows = [dict(arm=a, seed=s, step=t, split='test', group=g, metric=m, value=.1*len(a)+t/1000, low=.1*len(a)+t/1000-.02, high=.1*len(a)+t/1000+.02, n=self.n) for a in self.arms for s in self.seeds for t in self.steps for g in ('all','people','things') for m in ('kid','style')]
+        return pd.DataFrame(rows+[dict(arm='base', seed=None, step=None, split='test', group='all', metric='kid', value=.9, low=None, high=None, n=self.n)])
+
+@pytest.fixture
+def study(): return Fake()
+
+def test_columns_rows_and_what_is_shown_first(study):
+    c = Compare(study, rows=6)
+    assert c.columns==['truth','base','none','generated','aux']==c.arms and (c.seed, c.step, c.group)==(0, 200, 'all')
+    assert c._at==list(range(6)) and 'compare' in c.widget._dom_classes
+    c.turn()
+    assert c._at==[6,7,8,9] and c._on.disabled and '7–10 of 10' in text(c._where)
+
+@pytest.mark.parametrize('group,at', [('people',[0,1,2,3,4]), ('things',[5,6,7,8,9])])
+def test_prompts_with_and_without_people(study, group, at):
+    c = Compare(study, rows=6); c.turn(); c.group = group
+    assert c._at==at and c.prompt in at and f'person {at[0]}' in text(c._labels) or group=='things'
+
+def test_a_step_changes_the_arms_and_leaves_the_base_alone(study):
+    c = Compare(study)
+    sent = {k: changes(t._sheet) for k,t in c._tiles.items()}
+    c.step = 50
+    assert {k:len(v) for k,v in sent.items()}==dict(truth=0, base=0, none=1, generated=1, aux=1)
+    assert c.pictures('aux')[3].tobytes()==study.draw('aux',0,50,3).tobytes()
+
+def test_seed_arms_and_chosen_steps(study):
+    c = Compare(study, arms=['base','aux'])
+    assert c.arms==['base','aux'] and c._columns['none'].layout.display=='none'
+    c.seed = 1
+    assert c.pictures('aux')[0].tobytes()==study.draw('aux',1,200,0).tobytes()
+    c.arms = ['none','generated','aux']; c.at_chosen = True
+    assert [c.step_of(a) for a in c.arms]==[50,100,200] and c._step.disabled and 'step 100' in text(c._heads['generated'])
+    assert c.pictures('none')[0].tobytes()==study.draw('none',1,50,0).tobytes()
+
+def test_pictures_are_asked_for_once(study):
+    c = Compare(study); n = len(study.asked)
+    c.turn(); c.turn(-1); c.group = 'people'; c.step = 50; c.step = 200
+    assert len(study.asked)==n+3
+    c.refresh()
+    assert len(study.asked)>n+3
+
+def test_the_last_two_that_were_clicked_lie_on_each_other(study):
+    c = Compare(study)
+    for k in ('none','aux'): c._tiles[k].buttons[2].value = not c._tiles[k].buttons[2].value
+    assert c.prompt==2 and c.pair==('none','aux') and c.blend==100
+    near = lambda a, b: np.abs(np.asarray(a, int)-np.asarray(b, int)).max()<=1
+    a, b = (study.draw(k,0,200,2).resize((320,320), Image.NEAREST) for k in ('none','aux'))
+    assert near(c.blended(), b)
+    c.flip(); assert c.blend==0 and near(c.blended(), a)
+    c.flip(); c.blend = 50; assert near(c.blended(), Image.blend(a, b, .5))
+    assert c._tiles['aux'].chosen[2] and c._tiles['none'].chosen[2] and not c._tiles['base'].chosen[2]
+    before = c._picture.value; c.blend = 0
+    assert c._picture.value!=before and near(Image.open(io.BytesIO(c._picture.value)), a)
+
+def test_a_blend_sends_one_picture(study):
+    c = Compare(study)
+    sheets = [changes(t._sheet) for t in c._tiles.values()]
+    for v in range(0, 101, 20): c.blend = v
+    assert not any(sheets)
+
+def test_numbers_are_those_of_the_pictures_above_with_intervals(study):
+    c = Compare(study)
+    assert '0.50 0.48–0.52' in squeezed(c._numbers) and 'KID' in text(c._numbers)          # aux at 200
+    c.step = 50
+    assert '0.350 0.330–0.370' in squeezed(c._numbers) and '0.48' not in text(c._numbers)
+    assert '0.900 no interval' in squeezed(c._numbers)
+    c.group = 'people'
+    assert '0.900' not in text(c._numbers)
+
+def test_a_study_without_pictures_says_so_and_shows_them_when_they_come(study):
+    study.lost = dict.fromkeys(('base', *study.arms))
+    c = Compare(study)
+    assert 'run the study first' in c.sentence and c.blended() is None or c.pair
+    with pytest.raises(StyleboostError): Compare(types.SimpleNamespace(**{**vars(Fake), 'failed':{}, 'prompts':lambda: [], 'table': study.table, 'folder': study.folder}))
+    study.lost = {}; c.refresh()
+    assert c.sentence=='' and c.pictures('aux')[0]
+
+def test_an_arm_that_failed_says_why_and_the_others_are_shown(study):
+    study.failed['generated',0] = 'The device ran out of memory.'
+    c = Compare(study); c.look(0, 'generated')
+    assert c.sentence=='generated, seed 0: The device ran out of memory.' and 'failed' in text(c._heads['generated']) and c.pictures('aux')[0]
+    c.seed = 1
+    assert c.sentence=='' and 'failed' not in text(c._heads['generated'])
+
+def test_a_picture_deleted_since_is_a_gap_with_a_sentence(study):
+    study.lost['aux',0,200] = (1,3)
+    c = Compare(study)
+    assert 'aux lacks 2 of its 10 pictures.' in c.sentence and 'repeating-linear-gradient' in c._tiles['aux']._sheet.value
+    c.look(1, 'none'); c.look(1, 'aux')
+    assert c.blended() is not None
+    assert c.static().size[0]>5*64
+    study.lost['aux',0,100] = StyleboostError('aux/0003.png can no longer be read; put it back.'); c.step = 100
+    assert 'aux/0003.png can no longer be read' in c.sentence and c.pictures('none')[0]
+    study.lost = {}; c.refresh(); assert c.sentence==''
+
+def test_unknown_arms_are_refused(study, refused):
+    c = Compare(study)
+    with refused('no arm', 'generated'): c.arms = ['nobody']
+    assert len(c.arms)==5
+
+def cells(path):
+    "What a page holds."
+    return json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', path.read_text('utf-8'), re.S)[1])
+
+def test_the_page_holds_every_picture_and_number(study, tmp_path):
+    study.lost['aux',1,50] = (2,); study.failed['none',1] = 'It </script> broke.'
+    path = Compare(study).export(tmp_path/'page.html')
+    d, html = cells(path), path.read_text('utf-8')
+    assert set(d['sheets'])=={'truth','base', *(f'{a}|{s}|{t}' for a in study.arms for s in (0,1) for t in study.steps if (a,s)!=('none',1))}
+    assert d['missing']['aux|1|50']==[2] and d['missing']['truth']==[5,6,7,8,9] and d['failed']=={'none|1':'It </script> broke.'} and d['chosen']==study.chosen
+    sheet = Image.open(io.BytesIO(base64.b64decode(d['sheets']['aux|1|200'].split(',')[1]))).convert('RGB')
+    got = sheet.crop((64,64,128,128))                                             # the ninth: second row, second column
+    assert np.abs(np.asarray(got, float)-np.asarray(study.draw('aux',1,200,9), float)).mean()<12
+    assert '0.48–0.52' in d['numbers']['all|0|200'] and '0.43–0.47' in d['numbers']['all|0|chosen'] and not re.search(r'(src|href)="(?!data:)', html)
+
+def test_a_large_study_fits_on_a_page(tmp_path):
+    study = Fake(40); study.arms, study.seeds, study.steps, study.chosen = list('abcd'), (0,1,2), (50,100,200,400), {}
+    path = Compare(study).export(tmp_path/'page.html')
+    assert path.stat().st_size<=5e6 and len(cells(path)['sheets'])==2+4*3*4
+
+def test_a_page_that_would_be_too_heavy_gets_smaller_pictures_and_says_so(study, tmp_path, said, refused):
+    study.size = 128; c = Compare(study)
+    path = c.export(tmp_path/'page.html', limit=150_000)
+    assert path.stat().st_size<=150_000 and 'pixels wide' in said()[-1]
+    with refused('do not fit'): c.export(tmp_path/'none.html', limit=40_000)
+    assert not (tmp_path/'none.html').exists()
+
+def test_pages_of_nothing_or_to_nowhere_are_refused(study, tmp_path, refused):
+    with refused('could not be written'): Compare(study).export(tmp_path/'no'/'page.html')
+    study.lost = dict.fromkeys(('base', *study.arms)); study.prompts = lambda: [Prompt('a')]*10
+    with refused('no pictures to export'): Compare(study).export(tmp_path/'page.html')
+
+def test_a_run_that_is_unfinished_or_gone_is_an_arm_that_failed(tmp_path):
+    Job(tmp_path/'half')(lambda line: True, lambda *a: None)
+    c = Compare.of_runs([tmp_path/'half', tmp_path/'nowhere'], ['a woman'], sampler=1)
+    assert 'is no run' in c.study.failed['nowhere',0] and 'not finished' in c.study.failed['job',0]
