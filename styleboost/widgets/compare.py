@@ -269,13 +269,13 @@ def _close_up(self:Compare, change=None):
     self._picture.value = data.getvalue()
     self._what.value = f'<h4>{escape(self.prompts[self.prompt].text)}</h4>'
 
-# %% ../../nbs/widgets/04_compare.ipynb #7c36a960
-CSS = '''<style>.sb.compare{--tile:TILEpx;--label:130px}.sb .sb-grid{display:flex;gap:4px;align-items:flex-start}.sb .sb-grid>*{flex:none;margin:0}.sb .sb-grid .sb-tiles{grid-template-columns:var(--tile);grid-auto-rows:var(--tile);gap:4px;margin:0}
+# %% ../../nbs/widgets/04_compare.ipynb #ee416fa8
+CSS = '''<style>.sb.compare{--tile:TILEpx;--label:112px}.sb .sb-grid{display:flex;gap:4px;align-items:flex-start}.sb .sb-grid>*{flex:none;margin:0}.sb .sb-grid .sb-tiles{grid-template-columns:var(--tile);grid-auto-rows:var(--tile);gap:4px;margin:0}
 .sb.compare .sb-tile.jupyter-button{padding:3px;height:var(--tile)}.sb.compare .sb-tile.jupyter-button::before{margin:0}.sb.compare .sb-tile.mod-active::after{display:none}
 .sb .sb-head{width:var(--tile);height:52px;display:flex;flex-direction:column;justify-content:flex-end;line-height:1.25;padding:0 3px 5px;box-sizing:border-box;overflow-wrap:anywhere;font-size:12px}.sb .sb-labels{width:var(--label);padding-top:52px;display:grid;grid-auto-rows:var(--tile);gap:4px}.sb .sb-labels>div{display:flex;align-items:center;line-height:1.3;padding-right:10px;overflow:hidden}
 .sb .sb-numbers{display:grid;gap:6px 4px;margin-top:10px;font-size:12px;line-height:1.3;font-variant-numeric:tabular-nums}.sb .sb-numbers>div{padding:0 3px}.sb .sb-numbers small{display:block;color:var(--soft);font-size:10.5px;white-space:nowrap}
 .sb .bar{position:relative;display:block;height:8px;margin:2px 6px 0 4px}.sb .bar i{position:absolute;top:3px;height:2px;background:var(--soft)}.sb .bar u{position:absolute;top:0;width:8px;height:8px;margin-left:-4px;border-radius:50%;background:var(--mark)}
-.sb .sb-sides{display:flex;flex-wrap:wrap;gap:16px 28px;align-items:flex-start;margin-top:8px}.sb .sb-sides>*{margin:0}.sb .sb-close{width:320px;flex:none}.sb .sb-close img{width:100%;height:auto;border-radius:8px;box-shadow:0 0 0 1px var(--line);margin:8px 0;background:#fff}.sb .sb-close .widget-dropdown,.sb .sb-close .widget-hslider{flex:1 1 0;width:auto;min-width:0}.sb .sb-close .widget-box{gap:8px;width:100%}.sb .sb-close .sb-row{flex-flow:row nowrap}</style>'''
+.sb .sb-sides{display:flex;flex-wrap:wrap;gap:16px 24px;align-items:flex-start;margin-top:8px}.sb .sb-sides>*{margin:0}.sb .sb-close{flex:1 1 240px;max-width:340px;min-width:0}.sb .sb-close img{width:100%;height:auto;border-radius:8px;box-shadow:0 0 0 1px var(--line);margin:8px 0;background:#fff}.sb .sb-close .widget-dropdown,.sb .sb-close .widget-hslider{flex:1 1 0;width:auto;min-width:0}.sb .sb-close .widget-box{gap:8px;width:100%}.sb .sb-close .sb-row{flex-flow:row nowrap}</style>'''
 
 @patch
 def _build(self:Compare):
@@ -301,7 +301,7 @@ def _build(self:Compare):
     grid = HBox([self._labels, *self._columns.values()]); grid.add_class('sb-grid')
     close = VBox([self._what, self._picture, HBox([self._a, self._b]), row(self._blend, self.button('Flip', self.flip, 'the other of the two'))]); close.add_class('sb-close')
     sides = HBox([VBox([grid, self._numbers, row(self._back, self._where, self._on)]), close]); sides.add_class('sb-sides')
-    tile = 104 if n<=4 else 88 if n<=6 else 72
+    tile = 100 if n<=4 else 80 if n<=6 else 64
     self.fill(HTML(CSS.replace('TILE', str(tile))), HTML(f'<h4>{escape(self.title)}</h4>'), first, second, sides)
 
 # %% ../../nbs/widgets/04_compare.ipynb #0101b729

@@ -197,7 +197,7 @@ def _preview(self:TrainingMonitor, line, look):
     self.spent += self._cost
     self._film_now()
 
-# %% ../../nbs/widgets/02_monitor.ipynb #f4ee3597
+# %% ../../nbs/widgets/02_monitor.ipynb #a8aeb783
 @patch
 def _build(self:TrainingMonitor):
     self._bar, self._text, self._curves, self._film = IntProgress(layout=dict(width='100%', height='14px', margin='0')), HTML(), HTML(), HTML()
@@ -249,7 +249,7 @@ def _film_now(self:TrainingMonitor):
     if not steps: return
     cells = [f'<span class="soft">{escape(p)}</span>'+''.join(f'<img src="{thumb(self.previews[s][i], 160)}" alt="{escape(p)}, step {s}">' for s in steps) for i,p in enumerate(self.prompts)]
     head = '<span></span>'+''.join(f'<b>{"step " if not i else ""}{s}</b>' for i,s in enumerate(steps))
-    self._film.value = f'<div class="sb-film" style="display:grid;grid-template-columns:minmax(60px,120px) repeat({len(steps)},minmax(48px,96px));gap:4px;align-items:center;margin-top:12px">{head}{"".join(cells)}</div>'
+    self._film.value = f'<div class="sb-film" style="grid-template-columns:minmax(60px,120px) repeat({len(steps)},minmax(48px,96px))">{head}{"".join(cells)}</div>'
 
 @patch
 def static(self:TrainingMonitor,

@@ -49,7 +49,7 @@ def sheets_within(
             return made, size
     raise StyleboostError(f'{len(pictures)} sheets of pictures do not fit into {limit/1e6:.3g} MB; choose fewer arms, seeds or steps.')
 
-# %% ../../nbs/widgets/03_page.ipynb #2100888b
+# %% ../../nbs/widgets/03_page.ipynb #b74d2d2c
 ARROWS = dict(up='↑', down='↓')
 
 def number_rows(
@@ -74,7 +74,7 @@ def number_rows(
             low, high = (None if x is None or not math.isfinite(x) else x for x in (low, high))
             out.append(f'<b>{shown[3*i]}</b>' + (f'<small>{shown[3*i+1]}–{shown[3*i+2]}</small>' if low is not None and high is not None else '<small>no interval</small>')
                 + f'<span class="bar">{f"""<i style="left:{at(low):.1f}%;right:{100-at(high):.1f}%"></i>""" if low is not None and high is not None else ""}<u style="left:{at(v):.1f}%"></u></span>')
-        rows.append((f'{escape(label)} {ARROWS[way]}', escape(meaning), out))
+        rows.append((f'{escape(label)}&nbsp;{ARROWS[way]}', escape(meaning), out))
     return rows
 
 # %% ../../nbs/widgets/03_page.ipynb #d3e50bc9

@@ -16,11 +16,11 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from ..images import Picture, StyleboostError, contact_sheet
 
-# %% ../../nbs/widgets/00_panels.ipynb #50db24be
+# %% ../../nbs/widgets/00_panels.ipynb #cc40edf7
 LOOK = '''<style>
 .sb{--ink:var(--jp-ui-font-color1,#1b1d21);--soft:var(--jp-ui-font-color2,#666c75);--line:var(--jp-border-color2,#dfe2e6);--panel:var(--jp-layout-color2,#f3f4f6);--ground:var(--jp-layout-color1,#fff);--mark:var(--jp-brand-color1,#0b63c5);--warn:var(--jp-warn-color1,#b65c00);--on:var(--jp-ui-inverse-font-color1,#fff);--tile:92px;
  color:var(--ink);font-size:13px;line-height:1.4;padding:4px 2px 8px;overflow:visible}
-.sb .widget-html,.sb .jupyter-widgets.widget-html{margin:0;width:auto;overflow:visible}.sb .widget-html-content{line-height:1.4;overflow:visible;white-space:normal}.sb .widget-box,.sb .jupyter-widgets.widget-box{overflow:visible}
+.sb .widget-html,.sb .jupyter-widgets.widget-html{margin:0;width:auto;overflow:visible}.sb .widget-html,.sb .widget-html-content{min-width:0;max-width:100%}.sb .widget-html-content{line-height:1.4;overflow:visible;white-space:normal}.sb .widget-box,.sb .jupyter-widgets.widget-box{overflow:visible}
 .sb h4{margin:0;font-size:14px;line-height:1.35;font-weight:600;color:var(--ink)}.sb p{margin:0}.sb .soft{color:var(--soft)}.sb .sb-hide{display:none}
 .sb .sb-row{display:flex;flex-flow:row wrap;align-items:center;gap:6px 10px;margin:8px 0 0}.sb .sb-row>*{margin:0}.sb .sb-gap>*+*{margin-top:10px}
 .sb .widget-dropdown,.sb .widget-text,.sb .widget-slider,.sb .widget-hslider{margin:0;max-width:100%}.sb .widget-dropdown select,.sb .widget-text input{color:var(--ink)}
@@ -32,9 +32,10 @@ LOOK = '''<style>
 .sb .sb-tile.jupyter-button:hover,.sb .sb-tile.jupyter-button:focus-visible{background:var(--panel)}.sb .sb-tile.jupyter-button:focus-visible{box-shadow:inset 0 0 0 2px var(--mark)}
 .sb .sb-tile.mod-active{color:var(--ink);background:color-mix(in srgb,var(--mark) 18%,transparent);box-shadow:inset 0 0 0 3px var(--mark)}
 .sb .sb-tile.mod-active::after{content:"✓";position:absolute;top:8px;right:8px;width:20px;height:20px;border-radius:50%;background:var(--mark);color:var(--ground);font:700 13px/20px system-ui,sans-serif;text-align:center}
-.sb .sb-strip{display:flex;gap:4px;overflow-x:auto;padding:6px 1px 4px}.sb .sb-strip img{flex:none;width:48px;height:48px;object-fit:contain;background:#fff;border-radius:4px;box-shadow:0 0 0 1px var(--line)}
+.sb .sb-strip{display:flex;flex-wrap:wrap;gap:4px;max-height:100px;overflow-y:auto;padding:6px 1px 4px}.sb .sb-strip img{flex:none;width:44px;height:44px;object-fit:contain;background:#fff;border-radius:4px;box-shadow:0 0 0 1px var(--line)}
 .sb .sb-said{border-left:3px solid var(--line);padding:2px 0 2px 10px;margin-top:10px;max-width:60em;overflow-wrap:anywhere}.sb .sb-said.warn{border-color:var(--warn)}.sb .sb-said.fault{border-color:var(--jp-error-color1,#c5221f)}
-.sb .sb-big{font-size:16px;font-weight:600}.sb .sb-mix{display:flex;height:6px;width:220px;max-width:100%;border-radius:3px;overflow:hidden;background:var(--line);margin:5px 0 0}.sb .sb-mix i{background:var(--mark)}.sb .sb-mix i+i,.sb .sb-dot.b{background:color-mix(in srgb,var(--mark) 40%,var(--ground))}.sb .sb-dot{display:inline-block;width:9px;height:9px;border-radius:50%;background:var(--mark);margin:0 4px 0 8px}
+.sb .sb-film{display:grid;gap:4px;align-items:center;margin-top:12px}.sb .sb-film img{width:100%;aspect-ratio:1;object-fit:contain;border-radius:4px;background:#fff}.sb .sb-film b{padding-left:2px}
+.sb .sb-big{font-size:16px;font-weight:600}.sb .sb-mix{display:flex;height:6px;width:220px;max-width:100%;border-radius:3px;overflow:hidden;background:var(--line);margin:5px 0 0}.sb .sb-mix i{background:var(--mark)}.sb .sb-mix i+i,.sb .sb-dot.b{background:color-mix(in srgb,var(--mark) 40%,var(--ground))}.sb .sb-dot{display:inline-block;width:9px;height:9px;border-radius:50%;background:var(--mark);margin:0 4px 0 6px}
 </style>'''
 
 # %% ../../nbs/widgets/00_panels.ipynb #812beb90
