@@ -1,0 +1,50 @@
+"The walkthroughs open in Colab, change none of its packages, leave no trace of the machine they were run on, and link to what is there."
+import configparser, json, re
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+NAMES = sorted(p.stem for p in (ROOT/'nbs/walkthroughs').glob('[0-9]*.ipynb'))
+
+@pytest.fixture(params=NAMES)
+def cells(request):
+    "A walkthrough's name, notebook, and cells as (kind, text, outputs)."
+    nb = json.loads((ROOT/f'nbs/walkthroughs/{request.param}.ipynb').read_text('utf-8'))
+    return request.param, nb, [(c['cell_type'], ''.join(c['source']), c.get('outputs', [])) for c in nb['cells']]
+
+def test_there_are_six(): assert [n[0] for n in NAMES]==list('123456')
+
+def test_it_opens_in_colab_with_a_gpu(cells):
+    name, nb, all_ = cells
+    ini = configparser.ConfigParser(); ini.read(ROOT/'settings.ini', 'utf-8'); cfg = ini['DEFAULT']
+    repo = cfg['git_url'].removeprefix('https://github.com/')
+    kind, text, _ = all_[0]
+    assert kind=='markdown' and f'https://colab.research.google.com/github/{repo}/blob/{cfg["branch"]}/nbs/walkthroughs/{name}.ipynb' in text
+    assert re.search(r'^# \S', text, re.M) and re.search(r'^> \S', text, re.M)
+    assert nb['metadata']['accelerator']=='GPU' and nb['metadata']['colab']['gpuType']=='T4'
+    assert set(cfg['allowed_metadata_keys'].split())>={'accelerator','colab'}                    # or nbdev_clean would take them away
+
+def test_the_install_cell_changes_nothing_of_colabs(cells):
+    _, _, all_ = cells
+    first, *others = [t for k,t,_ in all_ if k=='code']
+    guard, install = [l for l in first.splitlines() if l.strip() and not l.startswith('import')]
+    assert guard=="if 'google.colab' in sys.modules:" and install.startswith('    %pip install -q --no-deps ')
+    pins = dict(l.split('==') for l in (ROOT/'constraints.txt').read_text().split() if '==' in l)
+    for package,version in re.findall(r'([\w-]+)==([\d.]+)', install): assert pins[package]==version
+    assert not [t for t in others if re.search(r'(%|!)\s*pip', t) and not t.startswith('#| eval: false')]
+
+def test_drive_is_never_mounted_unasked(cells):
+    assert not [t for k,t,_ in cells[2] if k=='code' and 'google.colab import' in t and not t.startswith('#| eval: false')]
+
+def test_outputs_hold_pictures_and_no_paths(cells):
+    _, _, all_ = cells
+    said = json.dumps([o for *_,outputs in all_ for o in outputs])
+    assert 'image/png' in said and 'widget-view' not in said
+    assert not re.search(r'/tmp/|/home/|/root/|/work/|\\\\Users', said)
+    assert '"output_type": "error"' not in said
+
+def test_links_lead_somewhere(cells):
+    for k,t,_ in cells[2]:
+        if k=='markdown':
+            for link in re.findall(r'\]\((?!https?://)([^)#]+)\)', t): assert (ROOT/'nbs/walkthroughs'/link).exists(), link
