@@ -130,7 +130,7 @@ def load_judge(
     with quiet(): text = CLIPTextModelWithProjection.from_pretrained(folder/'text_encoder', dtype=torch.float32, use_safetensors=True)
     return Judge(image, text, CLIPTokenizer.from_pretrained(folder/'tokenizer'), cfg['styles'])
 
-# %% ../nbs/03_features.ipynb #09df9d8a
+# %% ../nbs/03_features.ipynb #d85df091
 @torch.no_grad()
 def style_statistics(
     images,      # pictures, or a tensor (n, 3, 64, 64) in [-1, 1]
@@ -169,8 +169,9 @@ def style_similarity(
     "How near each picture is to the style of a reference."
     x, r = (i if isinstance(i, torch.Tensor) and i.ndim==2 else style_vectors(i, judge) for i in (images, reference))
     if len(r)<2: raise StyleboostError(f'Style similarity needs two pictures of the style and has {len(r)}; add some to the reference.')
-    others = (r.sum(0)-r)/(len(r)-1)
-    return F.cosine_similarity(x, r.mean(0)[None])/F.cosine_similarity(r, others).mean()
+    own = F.cosine_similarity(r, (r.sum(0)-r)/(len(r)-1)).mean()
+    if own<.02: raise StyleboostError(f'The {len(r)} pictures of the reference have nothing in common that style similarity could measure; look at KID instead, or give more pictures of one style.')
+    return F.cosine_similarity(x, r.mean(0)[None])/own
 
 # %% ../nbs/03_features.ipynb #a62b4537
 def _histogram(v, lo, hi, bins, w=None, wrap=False):

@@ -174,7 +174,7 @@ def look_at(
 @lru_cache(1000)
 def _once(message): note(message)
 
-# %% ../nbs/10_metrics.ipynb #b766d67f
+# %% ../nbs/10_metrics.ipynb #2914b73b
 def _without_ref(reference, ref):
     "The reference without the pictures of StyleRef."
     trained = {p.sha for p in ref or ()}
@@ -189,16 +189,15 @@ def _each(x, r, judge, reference, prompts, ref, base):
     new = lambda: torch.full((n,), torch.nan)
     drawn = None if base is None else look_at(base, judge)
     seen = look_at(ref, judge) if ref is not None and len(ref) else None
-    if len(reference)<2: note('Style similarity needs two pictures in the reference and has one; it is left out.')
     for flag in dict.fromkeys(p.people for p in prompts):
         keep = [i for i,p in enumerate(prompts) if p.people is flag]
         like, own = ([i for i,p in enumerate(s or ()) if flag is None or p.people is flag] for s in (reference, ref))
         if len(like)<2:
             if like: note(f'The reference has one picture flagged as {"people" if flag else "things"}, so those pictures are compared with all of it.')
             like = list(range(len(reference)))
-        if len(reference)>1:
-            for k,look in dict(style=x, base=drawn).items():
-                if look is not None: out.setdefault(k, new())[keep] = style_similarity(look.style[keep], r.style[like])
+        try: near = {k: style_similarity(look.style[keep], r.style[like]) for k,look in dict(style=x, base=drawn).items() if look is not None}
+        except StyleboostError as e: note(f'{e} It is left out.'); near = {}
+        for k,v in near.items(): out.setdefault(k, new())[keep] = v
         if seen is not None: out.setdefault('copying', new())[keep] = copying(x.features[keep], seen.features[own] if own else seen.features, r.features[like])
     read = [i for i,p in enumerate(prompts) if p.text]
     if judge.embed_texts is None: _once(f'The encoder {judge.name} does not read, so text alignment is left out.')
@@ -260,7 +259,7 @@ def score(
         for k in set(each)-{'base'}:
             v = each[k][keep]; v = v[~v.isnan()]
             if len(v): _put(row, k, mean_of(v), len(v))
-        if 'base' in each: _put(row, 'style_gain', _gain(each['style'][keep], each['base'][keep]), n)
+        if 'base' in each and not each['base'][keep].isnan().any(): _put(row, 'style_gain', _gain(each['style'][keep], each['base'][keep]), n)
         if n>1: _put(row, 'diversity', diversity(unit[keep]), n)
         if flag is not None and shows is not None:
             k, count = 'people_rate' if flag else 'false_people_rate', int(shows[keep].sum())
