@@ -25,7 +25,7 @@ def jupyterlab(folder, theme='JupyterLab Light'):
     with (own/'log.txt').open('w') as log:
         server = subprocess.Popen([sys.executable, '-m', 'jupyterlab', '--no-browser', '--allow-root', '--ip=127.0.0.1', f'--port={port}', '--ServerApp.port_retries=0', '--IdentityProvider.token=', '--ServerApp.disable_check_xsrf=True', f'--ServerApp.root_dir={folder}'], env=env, stdout=log, stderr=log)
     try:
-        for _ in range(300):
+        for _ in range(600):
             try: urllib.request.urlopen(f'http://127.0.0.1:{port}/api', timeout=5); break
             except OSError: assert server.poll() is None, (own/'log.txt').read_text(); time.sleep(.2)
         yield f'http://127.0.0.1:{port}', own/'runtime'
@@ -38,7 +38,7 @@ def chromium(**kw):
     with playwright.sync_playwright() as p:
         browser = p.chromium.launch(executable_path=CHROMIUM, args=FLAGS)
         page = browser.new_page(**kw)
-        playwright.expect.set_options(timeout=60_000); page.set_default_timeout(60_000)
+        playwright.expect.set_options(timeout=120_000); page.set_default_timeout(120_000)
         def only_here(route):
             if route.request.url.startswith(('http://127.0.0.1','data:','blob:')): return route.continue_()
             outside.append(route.request.url); route.abort()
@@ -86,15 +86,14 @@ base = load_base('tiny')
 picker = AuxPicker(style_ref(people=3, things=3), pool('people')[:30]+pool('things')[:30], page=24)
 picker''', 'picker', '''
 recipe = no_prior(style_ref(people=3, things=3), steps=400, batch=1, checkpoint=400)
-monitor = TrainingMonitor(recipe, Path('run'), base=base, prompts=['woman farmer'], every=1, sampler=2, device='cpu')
-monitor.kw['every'] = 1
+monitor = TrainingMonitor(recipe, Path('run'), base=base, prompts=['woman farmer'], every=1, sampler=2, lines=1, device='cpu')
 monitor''', '''
 import pandas as pd
 from types import SimpleNamespace
 from styleboost.recipes import Prompt
 sets = dict(base=pool('planets'), none=pool('open-peeps'), aux=pool('micah'))
-study = SimpleNamespace(folder=Path('study'), arms=['none','aux'], seeds=(0,), steps=(10,20), failed={}, chosen={}, ref=None, prompts=lambda: [Prompt(f'person {i}', i%2==0) for i in range(8)],
-    images=lambda arm, seed, step: [p.open() for p in sets[arm][(0 if arm=='base' else step):][:8]],
+study = SimpleNamespace(folder=Path('study'), arms=['none','aux'], seeds=(0,), steps=(10,20), failed={}, chosen={}, ref=None, prompts=lambda split: [Prompt(f'person {i}', i%2==0) for i in range(8)] if split=='test' else [],
+    images=lambda arm, seed, step, split: [p.open() for p in sets[arm][(0 if arm=='base' else step):][:8]],
     table=lambda: pd.DataFrame([dict(arm=a, seed=0, step=s, split='test', group='all', metric='kid', value=s/100, low=s/100-.01, high=s/100+.01, n=8) for a in ('none','aux') for s in (10,20)]))
 compare = Compare(study, rows=4)
 compare''']

@@ -356,8 +356,7 @@ def digests(run): return {k:v.numpy().tobytes() for k,v in load_file(run.weights
 def test_a_real_run_in_the_background_stopped_and_gone_on_with_is_the_straight_run(base, quick, tmp_path):
     recipe = quick(steps=4, checkpoint=100)
     straight = train(recipe, tmp_path/'straight', base=base, progress=False, every=1, device='cpu')
-    m = TrainingMonitor(recipe, tmp_path/'run', base=base, prompts=['woman'], every=1, sampler=2, device='cpu')
-    m.kw['every'] = 1
+    m = TrainingMonitor(recipe, tmp_path/'run', base=base, prompts=['woman'], every=1, sampler=2, lines=1, device='cpu')
     m._watch = lambda line, watch=m._watch: (line['step']==2 and m.stop(), watch(line))[1]
     assert not m.start().wait().done and m.step==2 and m.result.checkpoint.name=='step-000002'
     assert m.start().wait().done and digests(m.result)==digests(straight) and len(m.previews)==3
@@ -379,9 +378,9 @@ def test_interrupted_in_the_middle_of_a_checkpoint_nothing_is_lost(base, quick, 
 
 class Fake:
     "A study as a viewer sees it."
-    folder, arms, seeds, steps, ref, chosen = Path('study'), ['none','generated','aux'], (0,1), (50,100,200), None, dict(none=50, generated=100, aux=200)
+    folder, arms, seeds, steps, ref, chosen = Path('study'), ['none','generated','aux'], (0,1), (50,100,200), None, {}
     def __init__(self, n=10, size=64, picture=None): self.failed, self.lost, self.n, self.size, self.asked = {}, {}, n, size, []
-    def prompts(self, split='test'): return [Prompt(f'person {i}', True, Picture(f't{i}', data=png(self.draw('truth',0,0,i)))) if i<self.n//2 else Prompt(f'thing {i}', False) for i in range(self.n)]
+    def prompts(self, split='test'): return [] if split!='test' else [Prompt(f'person {i}', True, Picture(f't{i}', data=png(self.draw('truth',0,0,i)))) if i<self.n//2 else Prompt(f'thing {i}', False) for i in range(self.n)]
     def draw(self, arm, seed, step, i):
         rng = np.random.default_rng([sum(map(ord, arm)), seed, step, i])
         return Image.fromarray(rng.integers(0, 256, (4,4,3), dtype=np.uint8)).resize((self.size,self.size), Image.BICUBIC)
@@ -420,13 +419,33 @@ def test_a_step_changes_the_arms_and_leaves_the_base_alone(study):
     assert c.pictures('aux')[3].tobytes()==study.draw('aux',0,50,3).tobytes()
 
 def test_seed_arms_and_chosen_steps(study):
+    study.chosen = dict(none=50, generated=100, aux=200)
     c = Compare(study, arms=['base','aux'])
-    assert c.arms==['base','aux'] and c._columns['none'].layout.display=='none'
+    assert c.at_chosen and c.arms==['base','aux'] and c._columns['none'].layout.display=='none'
     c.seed = 1
     assert c.pictures('aux')[0].tobytes()==study.draw('aux',1,200,0).tobytes()
-    c.arms = ['none','generated','aux']; c.at_chosen = True
-    assert [c.step_of(a) for a in c.arms]==[50,100,200] and c._step.disabled and 'step 100' in text(c._heads['generated'])
+    c.arms = ['none','generated','aux']
+    assert [c.step_of(a) for a in c.arms]==[50,100,200] and 'step 100' in text(c._heads['generated'])
     assert c.pictures('none')[0].tobytes()==study.draw('none',1,50,0).tobytes()
+    c.step = 100
+    assert not c.at_chosen and c.pictures('none')[0].tobytes()==study.draw('none',1,100,0).tobytes()
+
+def test_validation_prompts_have_every_step_and_test_prompts_the_chosen_one(study, tmp_path):
+    everything, study.chosen = study.images, dict(none=50, generated=100, aux=200)
+    study.prompts = lambda split: [Prompt(f'{split} {i}', i%2==0) for i in range(dict(test=10, validation=4)[split])]
+    def images(arm, seed, step, split='test'):
+        if arm!='base' and split=='test' and step!=study.chosen[arm]: return None
+        ims = everything(arm, seed, step); return ims if split=='test' else ims[::-1][:4]
+    study.images = images
+    c = Compare(study)
+    assert c.split=='test' and c.sentence=='' and c.pictures('none')[0].tobytes()==study.draw('none',0,50,0).tobytes()
+    c.step = 50
+    assert c.sentence=='Not drawn at this step: generated, aux. Test prompts are drawn at the chosen steps alone; the validation prompts have all.'
+    c.split = 'validation'
+    assert c.sentence=='' and len(c.prompts)==4 and 'validation 0' in text(c._labels) and c.pictures('aux')[0].tobytes()==study.draw('aux',0,50,9).tobytes()
+    assert '0.350' not in text(c._numbers)                                          # those are of the test prompts
+    d = cells(c.export(tmp_path/'page.html'))
+    assert 'test|none|0|50' in d['sheets'] and 'test|none|0|100' not in d['sheets'] and 'validation|none|0|100' in d['sheets'] and d['splits']==['test','validation']
 
 def test_pictures_are_asked_for_once(study):
     c = Compare(study); n = len(study.asked)
@@ -467,7 +486,7 @@ def test_a_study_without_pictures_says_so_and_shows_them_when_they_come(study):
     study.lost = dict.fromkeys(('base', *study.arms))
     c = Compare(study)
     assert 'run the study first' in c.sentence and c.blended() is None or c.pair
-    with pytest.raises(StyleboostError): Compare(types.SimpleNamespace(**{**vars(Fake), 'failed':{}, 'prompts':lambda: [], 'table': study.table, 'folder': study.folder}))
+    with pytest.raises(StyleboostError): Compare(types.SimpleNamespace(**{**vars(Fake), 'failed':{}, 'prompts':lambda split: [], 'table': study.table, 'folder': study.folder}))
     study.lost = {}; c.refresh()
     assert c.sentence=='' and c.pictures('aux')[0]
 
@@ -499,15 +518,16 @@ def cells(path):
     return json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', path.read_text('utf-8'), re.S)[1])
 
 def test_the_page_holds_every_picture_and_number(study, tmp_path):
+    study.chosen = dict(none=50, generated=100, aux=200)
     study.lost['aux',1,50] = (2,); study.failed['none',1] = 'It </script> broke.'
     path = Compare(study).export(tmp_path/'page.html')
     d, html = cells(path), path.read_text('utf-8')
-    assert set(d['sheets'])=={'truth','base', *(f'{a}|{s}|{t}' for a in study.arms for s in (0,1) for t in study.steps if (a,s)!=('none',1))}
-    assert d['missing']['aux|1|50']==[2] and d['missing']['truth']==[5,6,7,8,9] and d['failed']=={'none|1':'It </script> broke.'} and d['chosen']==study.chosen
-    sheet = Image.open(io.BytesIO(base64.b64decode(d['sheets']['aux|1|200'].split(',')[1]))).convert('RGB')
+    assert set(d['sheets'])=={'test|truth','test|base', *(f'test|{a}|{s}|{t}' for a in study.arms for s in (0,1) for t in study.steps if (a,s)!=('none',1))}
+    assert d['missing']['test|aux|1|50']==[2] and d['missing']['test|truth']==[5,6,7,8,9] and d['failed']=={'none|1':'It </script> broke.'} and d['chosen']==study.chosen
+    sheet = Image.open(io.BytesIO(base64.b64decode(d['sheets']['test|aux|1|200'].split(',')[1]))).convert('RGB')
     got = sheet.crop((64,64,128,128))                                             # the ninth: second row, second column
     assert np.abs(np.asarray(got, float)-np.asarray(study.draw('aux',1,200,9), float)).mean()<12
-    assert '0.48–0.52' in d['numbers']['all|0|200'] and '0.43–0.47' in d['numbers']['all|0|chosen'] and not re.search(r'(src|href)="(?!data:)', html)
+    assert '0.48–0.52' in d['numbers']['test|all|0|200'] and '0.43–0.47' in d['numbers']['test|all|0|chosen'] and not re.search(r'(src|href)="(?!data:)', html)
 
 def test_a_large_study_fits_on_a_page(tmp_path):
     study = Fake(40); study.arms, study.seeds, study.steps, study.chosen = list('abcd'), (0,1,2), (50,100,200,400), {}
@@ -523,7 +543,7 @@ def test_a_page_that_would_be_too_heavy_gets_smaller_pictures_and_says_so(study,
 
 def test_pages_of_nothing_or_to_nowhere_are_refused(study, tmp_path, refused):
     with refused('could not be written'): Compare(study).export(tmp_path/'no'/'page.html')
-    study.lost = dict.fromkeys(('base', *study.arms)); study.prompts = lambda: [Prompt('a')]*10
+    study.lost = dict.fromkeys(('base', *study.arms)); study.prompts = lambda split: [Prompt('a')]*10 if split=='test' else []
     with refused('no pictures to export'): Compare(study).export(tmp_path/'page.html')
 
 def test_a_run_that_is_unfinished_or_gone_is_an_arm_that_failed(tmp_path):

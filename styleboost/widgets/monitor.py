@@ -47,7 +47,7 @@ def spark(
     xy = ' '.join(f'{i*width/max(len(values)-1,1):.1f},{height-3-(v-lo)/(hi-lo or 1)*(height-6):.1f}' for i,v in enumerate(values))
     return f'<svg width="{width}" height="{height}" viewBox="0 0 {width} {height}" role="img" aria-label="curve"><polyline points="{xy}" fill="none" stroke="var(--mark)" stroke-width="2" stroke-linejoin="round"/></svg>'
 
-# %% ../../nbs/widgets/02_monitor.ipynb #85296858
+# %% ../../nbs/widgets/02_monitor.ipynb #5c6eee09
 PROMPTS = ('a woman', 'a man', 'a cat', 'a house')   # drawn on the way, unless others are given
 SHARE = .1                                           # of training time that previews on the way may take
 _one = threading.Lock()                              # a kernel trains one thing at a time
@@ -73,10 +73,11 @@ class TrainingMonitor(Panel):
         preview_seed:int=0,       # of the first picture; the next ones count up
         every:int=None,           # steps between previews; as often as `SHARE` allows unless given
         sampler:int=12,           # sampler steps of a preview
+        lines:int=10,             # steps between lines of the log, after which a stop is heard
         **kw                      # anything else that `train` takes
     ):
         super().__init__()
-        self.recipe, self.out, self.seed, self.base, self.prompts, self.preview_seed, self.every, self.sampler, self.kw = recipe, Path(out), seed, base, list(prompts), preview_seed, every, sampler, kw
+        self.recipe, self.out, self.seed, self.base, self.prompts, self.preview_seed, self.every, self.sampler, self.each, self.kw = recipe, Path(out), seed, base, list(prompts), preview_seed, every, sampler, lines, kw
         self.state, self.result, self.error, self.steps = 'ready', None, None, None
         self.lines, self.previews, self.notes, self.spent = [], {}, [], 0.   # of the log; step -> pictures; sentences; seconds that previews took
         self._stop, self._thread, self._began, self._cost, self._told = threading.Event(), None, None, None, 0.
@@ -96,7 +97,7 @@ class TrainingMonitor(Panel):
         return pd.DataFrame(self.lines)
     def __repr__(self): return f'TrainingMonitor({str(self.out)!r}, {self.state}, step {self.step} of {self.steps or "?"})'
 
-# %% ../../nbs/widgets/02_monitor.ipynb #e6edb886
+# %% ../../nbs/widgets/02_monitor.ipynb #7f5a4ddb
 @patch
 def run(self:TrainingMonitor)->Run:
     "Trains in this cell, until the end or until the notebook's stop button; called again, it goes on."
@@ -145,7 +146,7 @@ def _work(self:TrainingMonitor):
     hear = Notes(lambda m: (self.notes.append(m), self.say(m, 'warn')))
     log.addHandler(hear)
     try:
-        work = self.recipe if callable(self.recipe) else partial(train, self.recipe, self.out, self.seed, base=self.base, resume=(self.out/'recipe.json').exists(), progress=False, **self.kw)
+        work = self.recipe if callable(self.recipe) else partial(train, self.recipe, self.out, self.seed, base=self.base, resume=(self.out/'recipe.json').exists(), progress=False, every=self.each, **self.kw)
         self.result = work(watch=self._watch, preview=self._preview)
         self.state = 'done' if self.result.done else 'stopped'
     except KeyboardInterrupt: self.state = 'stopped'

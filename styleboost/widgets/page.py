@@ -77,11 +77,11 @@ def number_rows(
         rows.append((f'{escape(label)}&nbsp;{ARROWS[way]}', escape(meaning), out))
     return rows
 
-# %% ../../nbs/widgets/03_page.ipynb #d3e50bc9
+# %% ../../nbs/widgets/03_page.ipynb #f97aae4e
 MORE = '''
 .bar2{position:sticky;top:0;z-index:3;display:flex;flex-wrap:wrap;gap:10px 28px;align-items:center;padding:12px 0;background:var(--bg);border-bottom:1px solid var(--line);font-size:14px}.bar2 label{display:inline-flex;gap:6px;align-items:center}.bar2 fieldset{border:0;margin:0;padding:0;display:flex;gap:4px 12px;flex-wrap:wrap;align-items:center}.bar2 span{color:var(--soft)}
 .bar2 input[type=range]{width:180px;accent-color:var(--a1)}.bar2 input{accent-color:var(--a1)}.bar2 output{font-variant-numeric:tabular-nums;min-width:3em}
-.cmp{table-layout:auto;width:auto}.cmp th,.cmp td{padding:3px 6px 3px 0;vertical-align:middle}.cmp thead th{position:static;padding:14px 6px 8px 0;vertical-align:bottom}.cmp tbody th{width:230px;min-width:120px;font-size:14px;line-height:1.35;padding-right:18px}
+.cmp{table-layout:auto;width:auto}.cmp th,.cmp td{padding:3px 6px 3px 0;vertical-align:middle}.cmp thead th{top:var(--bar);padding:14px 6px 8px 0;vertical-align:bottom}.cmp [data-k]{width:var(--t);min-width:var(--t);max-width:var(--t);box-sizing:content-box;overflow-wrap:break-word}.cmp tbody th{width:230px;min-width:120px;font-size:14px;line-height:1.35;padding-right:18px}
 .cmp button{display:block;width:var(--t);height:var(--t);padding:0;border:0;border-radius:5px;box-shadow:0 0 0 1px var(--line);background-color:#fff;background-repeat:no-repeat;cursor:zoom-in}.cmp button:focus-visible{outline:3px solid var(--a1)}.cmp button.no{background:repeating-linear-gradient(45deg,#8882 0 6px,#8884 6px 12px)!important;cursor:default}
 .cmp tfoot td,.cmp tfoot th{vertical-align:top;padding:10px 6px 0 0;font-size:13px;font-variant-numeric:tabular-nums}.cmp tfoot small{display:block;color:var(--soft);font-size:11px;white-space:nowrap}.cmp tfoot b{font-weight:620}.bar{position:relative;display:block;height:8px;margin:4px 4px 0 0;max-width:120px}.bar i{position:absolute;top:3px;height:2px;background:var(--soft)}.bar u{position:absolute;top:0;width:8px;height:8px;margin-left:-4px;border-radius:50%;background:var(--a1)}
 .fail{font-weight:400;font-size:12px;color:var(--a2);display:block;max-width:var(--t);overflow-wrap:anywhere}#big{width:min(420px,80vw);height:min(420px,80vw);border-radius:8px;background-color:#fff;background-repeat:no-repeat;image-rendering:pixelated}dialog nav{display:flex;flex-wrap:wrap;gap:6px;margin-top:12px;max-width:min(420px,80vw)}dialog nav button{font:inherit;font-size:14px;color:inherit;background:var(--bg);border:1px solid var(--line);border-radius:6px;padding:4px 10px;cursor:pointer}dialog nav button[aria-pressed=true]{background:var(--a1);color:var(--bg);border-color:var(--a1)}main.wide{max-width:1500px;padding-top:40px}
@@ -92,14 +92,15 @@ PAGE = '''<!DOCTYPE html>
 <style>{{style|safe}}</style></head><body><main class="wide" style="--t:{{tile}}px">
 <h1>{{title}}</h1><p class="lead">{{lead}}</p><noscript><p>The pictures are shown by a script inside this page, which fetches nothing; allow it to run.</p></noscript>
 <div class="bar2" role="group" aria-label="What is shown">
-<fieldset><span>Prompts</span>{% for g in groups %}<label><input type="radio" name="group" value="{{g}}"{{' checked' if loop.first}}>{{g}}</label>{% endfor %}</fieldset>
+{% if splits|length>1 %}<fieldset><span>Prompts</span>{% for s in splits %}<label><input type="radio" name="split" value="{{s}}"{{' checked' if loop.first}}>{{s}}</label>{% endfor %}</fieldset>{% endif %}
+<fieldset><span>{{'Prompts' if splits|length<2 else 'of'}}</span>{% for g in groups %}<label><input type="radio" name="group" value="{{g}}"{{' checked' if loop.first}}>{{g}}</label>{% endfor %}</fieldset>
 {% if seeds|length>1 %}<fieldset><span>Seed</span>{% for s in seeds %}<label><input type="radio" name="seed" value="{{s}}"{{' checked' if loop.first}}>{{s}}</label>{% endfor %}</fieldset>{% endif %}
 {% if steps|length>1 %}<label><span>Step</span><input type="range" id="step" min="0" max="{{steps|length-1}}" value="{{steps|length-1}}" list="steps"><output id="at"></output></label>{% endif %}
-{% if chosen %}<label><input type="checkbox" id="best">each arm at the step chosen on validation</label>{% endif %}
+{% if chosen %}<label><input type="checkbox" id="best" checked>each arm at the step chosen on validation</label>{% endif %}
 <fieldset><span>Show</span>{% for k,t in columns %}<label><input type="checkbox" name="arm" value="{{k}}" checked>{{t}}</label>{% endfor %}</fieldset></div>
 <table class="cmp"><thead><tr><th></th>{% for k,t in columns %}<th data-k="{{k}}" scope="col">{{t}}<span class="fail"></span></th>{% endfor %}</tr></thead>
-<tbody>{% for p in prompts %}{% set i=loop.index0 %}<tr data-people="{{'people' if p.people else 'things' if p.people is not none else ''}}"><th scope="row">{{p.text}}</th>{% for k,t in columns %}<td data-k="{{k}}"><button data-i="{{i}}" data-c="{{loop.index0}}" aria-label="{{p.text}}, {{t}}" title="{{p.text}}, {{t}}" style="background-image:var(--u{{loop.index0}});background-size:{{per*100}}% {{high*100}}%;background-position:{{'%.4f'|format(i%per*100/(per-1))}}% {{'%.4f'|format((i//per)*100/(high-1) if high>1 else 0)}}%"></button></td>{% endfor %}</tr>
-{% endfor %}</tbody><tfoot id="numbers"></tfoot></table>
+<tbody>{% for s,prompts in splits.items() %}{% set n=loop.index0 %}{% set high=(prompts|length/per)|round(0,'ceil')|int %}{% for p in prompts %}{% set i=loop.index0 %}<tr data-split="{{s}}" data-people="{{'people' if p.people else 'things' if p.people is not none else ''}}"><th scope="row">{{p.text}}</th>{% for k,t in columns %}<td data-k="{{k}}"><button data-s="{{n}}" data-i="{{i}}" data-c="{{loop.index0}}" aria-label="{{p.text}}, {{t}}" title="{{p.text}}, {{t}}" style="background-image:var(--u{{n}}-{{loop.index0}});background-size:{{per*100}}% {{high*100}}%;background-position:{{'%.4f'|format(i%per*100/(per-1))}}% {{'%.4f'|format((i//per)*100/(high-1) if high>1 else 0)}}%"></button></td>{% endfor %}</tr>
+{% endfor %}{% endfor %}</tbody><tfoot id="numbers"></tfoot></table>
 <p class="lead" style="font-size:14px;margin-top:40px">{{facts}}</p></main>
 <dialog><div id="big" role="img"></div><p id="what"></p><nav></nav></dialog>
 <script id="data" type="application/json">{{data|safe}}</script>
@@ -107,33 +108,33 @@ PAGE = '''<!DOCTYPE html>
 const D=JSON.parse(document.getElementById('data').textContent),$=q=>[...document.querySelectorAll(q)],root=document.querySelector('main'),dialog=document.querySelector('dialog'),url={};
 for(const[k,u]of Object.entries(D.sheets))url[k]=URL.createObjectURL(new Blob([Uint8Array.from(atob(u.split(',')[1]),c=>c.charCodeAt(0))],{type:'image/webp'}));
 let look=null;const value=n=>(document.querySelector(`input[name=${n}]:checked`)||{}).value;
-function state(){const best=document.getElementById('best'),s=document.getElementById('step');return{group:value('group'),seed:value('seed')??String(D.seeds[0]),step:D.steps[s?+s.value:D.steps.length-1],best:!!best&&best.checked}}
-function key(c){const s=state(),k=D.columns[c];return D.fixed.includes(k)?k:[k,s.seed,s.best&&k in D.chosen?D.chosen[k]:s.step].join('|')}
-function draw(){const s=state(),on=new Set($('input[name=arm]:checked').map(e=>e.value)),at=document.getElementById('at');if(at)at.textContent=s.best?'':s.step;
- D.columns.forEach((k,c)=>{const u=url[key(c)];for(const e of[root,dialog])e.style.setProperty('--u'+c,u?`url(${u})`:'none');const no=new Set(D.missing[key(c)]||[]);$(`button[data-c="${c}"]`).forEach(b=>b.classList.toggle('no',!u||no.has(+b.dataset.i)));
+function state(){const best=document.getElementById('best'),s=document.getElementById('step');return{split:value('split')??D.splits[0],group:value('group'),seed:value('seed')??String(D.seeds[0]),step:D.steps[s?+s.value:D.steps.length-1],best:!!best&&best.checked}}
+function key(c,split){const s=state(),k=D.columns[c];return D.fixed.includes(k)?split+'|'+k:[split,k,s.seed,s.best&&k in D.chosen?D.chosen[k]:s.step].join('|')}
+function draw(){const s=state(),on=new Set($('input[name=arm]:checked').map(e=>e.value)),at=document.getElementById('at');if(at)at.textContent=s.best?'':s.step;root.style.setProperty('--bar',document.querySelector('.bar2').offsetHeight+'px');
+ D.columns.forEach((k,c)=>{D.splits.forEach((p,n)=>{const u=url[key(c,p)];for(const e of[root,dialog])e.style.setProperty(`--u${n}-${c}`,u?`url(${u})`:'none');const no=new Set(D.missing[key(c,p)]||[]);$(`button[data-s="${n}"][data-c="${c}"]`).forEach(b=>b.classList.toggle('no',!u||no.has(+b.dataset.i)))});const u=url[key(c,s.split)];
   document.querySelector(`th[data-k="${CSS.escape(k)}"] .fail`).textContent=u?'':D.failed[k+'|'+s.seed]||'not drawn'});
- document.getElementById('numbers').innerHTML=D.numbers[[s.group,s.seed,s.best?'chosen':s.step].join('|')]||'';
- $('tbody tr').forEach(r=>r.hidden=s.group!='all'&&r.dataset.people!=s.group);$('[data-k]').forEach(e=>e.hidden=!on.has(e.dataset.k));if(look)show()}
-function show(){const[i,c]=look,b=document.querySelector(`button[data-i="${i}"][data-c="${c}"]`),big=document.getElementById('big');for(const p of['backgroundImage','backgroundSize','backgroundPosition'])big.style[p]=b.style[p];document.getElementById('what').textContent=b.title;
- dialog.querySelector('nav').replaceChildren(...D.columns.map((k,j)=>{const e=document.createElement('button');e.textContent=D.titles[j];e.hidden=document.querySelector(`td[data-k="${CSS.escape(k)}"]`).hidden;e.setAttribute('aria-pressed',j==c);e.onclick=()=>{look=[i,j];show()};return e}))}
-root.addEventListener('input',draw);root.addEventListener('click',e=>{const b=e.target.closest('button[data-i]');if(b&&!b.classList.contains('no')){look=[+b.dataset.i,+b.dataset.c];show();dialog.showModal()}});
+ document.getElementById('numbers').innerHTML=D.numbers[[s.split,s.group,s.seed,s.best?'chosen':s.step].join('|')]||'';
+ $('tbody tr').forEach(r=>r.hidden=r.dataset.split!=s.split||s.group!='all'&&r.dataset.people!=s.group);$('[data-k]').forEach(e=>e.hidden=!on.has(e.dataset.k));if(look)show()}
+function show(){const[i,c,n]=look,b=document.querySelector(`button[data-s="${n}"][data-i="${i}"][data-c="${c}"]`),big=document.getElementById('big');for(const p of['backgroundImage','backgroundSize','backgroundPosition'])big.style[p]=b.style[p];document.getElementById('what').textContent=b.title;
+ dialog.querySelector('nav').replaceChildren(...D.columns.map((k,j)=>{const e=document.createElement('button');e.textContent=D.titles[j];e.hidden=document.querySelector(`td[data-k="${CSS.escape(k)}"]`).hidden;e.setAttribute('aria-pressed',j==c);e.onclick=()=>{look=[i,j,n];show()};return e}))}
+root.addEventListener('input',e=>{const best=document.getElementById('best');if(best&&e.target.id=='step')best.checked=false;draw()});root.addEventListener('click',e=>{const b=e.target.closest('button[data-i]');if(b&&!b.classList.contains('no')){look=[+b.dataset.i,+b.dataset.c,+b.dataset.s];show();dialog.showModal()}});
 dialog.addEventListener('close',()=>look=null);dialog.addEventListener('click',e=>{if(e.target==dialog)dialog.close()});
-dialog.addEventListener('keydown',e=>{const d={ArrowRight:1,ArrowLeft:-1}[e.key];if(d){const n=D.columns.length;let c=look[1];do c=(c+d+n)%n;while(document.querySelector(`td[data-k="${CSS.escape(D.columns[c])}"]`).hidden);look=[look[0],c];show()}});draw()
+dialog.addEventListener('keydown',e=>{const d={ArrowRight:1,ArrowLeft:-1}[e.key];if(d){const n=D.columns.length;let c=look[1];do c=(c+d+n)%n;while(document.querySelector(`td[data-k="${CSS.escape(D.columns[c])}"]`).hidden);look=[look[0],c,look[2]];show()}});draw();addEventListener('resize',draw)
 </script></body></html>
 '''
 
-# %% ../../nbs/widgets/03_page.ipynb #bd799803
+# %% ../../nbs/widgets/03_page.ipynb #93e53c34
 def write_page(
     path:str|Path,   # an .html file
     title:str,       # the headline
     lead:str,        # a sentence or two
-    prompts:list,    # things with `text` and `people`
+    asked:dict,      # split -> things with `text` and `people`
     columns:list,    # pairs of a key and a title
     fixed:list,      # keys of columns that have no seed and no step
     seeds:list,
     steps:list,
-    pictures:dict,   # 'key' or 'key|seed|step' -> pictures, one a prompt, None where one is missing
-    numbers:dict,    # 'group|seed|step' -> column -> metric -> (value, low, high); 'chosen' is a step, too
+    pictures:dict,   # 'split|key' or 'split|key|seed|step' -> pictures, one a prompt, None where one is missing
+    numbers:dict,    # 'split|group|seed|step' -> column -> metric -> (value, low, high); 'chosen' is a step, too
     metrics:dict,    # key -> (label, 'up' or 'down', meaning)
     failed:dict={},  # 'key|seed' -> sentence
     chosen:dict={},  # key -> step
@@ -144,12 +145,12 @@ def write_page(
     keys = [k for k,_ in columns]
     cell = lambda k,c: f'<td data-k="{escape(k)}">{c}</td>'
     foot = {at: ''.join(f'<tr><th scope="row" title="{meaning}">{label}</th>{"".join(map(cell, keys, cells))}</tr>' for label,meaning,cells in number_rows(keys, values, metrics)) for at,values in numbers.items()}
-    groups = ['all'] + [g for g,flag in (('people',True), ('things',False)) if any(p.people is flag for p in prompts)]
-    data = dict(columns=keys, titles=[t for _,t in columns], fixed=list(fixed), seeds=[str(s) for s in seeds], steps=list(steps), numbers=foot, failed=failed, chosen=chosen,
+    groups = ['all'] + [g for g,flag in (('people',True), ('things',False)) if any(p.people is flag for ps in asked.values() for p in ps)]
+    data = dict(splits=list(asked), columns=keys, titles=[t for _,t in columns], fixed=list(fixed), seeds=[str(s) for s in seeds], steps=list(steps), numbers=foot, failed=failed, chosen=chosen,
         missing={k:[i for i,im in enumerate(ims) if im is None] for k,ims in pictures.items() if None in ims})
     def page(sheets, size):
-        return jinja2.Environment(autoescape=True, trim_blocks=True).from_string(PAGE).render(title=title, lead=lead, prompts=prompts, columns=columns, seeds=seeds, steps=steps, chosen=chosen, groups=groups, per=PER, facts=facts,
-            high=math.ceil(len(prompts)/PER), tile=max(64, min(size, 96)), style=STYLE+MORE, data=json.dumps(dict(data, sheets=sheets), ensure_ascii=False).replace('</','<\\/'))
+        return jinja2.Environment(autoescape=True, trim_blocks=True).from_string(PAGE).render(title=title, lead=lead, splits=asked, columns=columns, seeds=seeds, steps=steps, chosen=chosen, groups=groups, per=PER, facts=facts,
+            tile=104 if len(columns)<7 else 88 if len(columns)<10 else 72, style=STYLE+MORE, data=json.dumps(dict(data, sheets=sheets), ensure_ascii=False).replace('</','<\\/'))
     sheets, size = sheets_within(pictures, limit-len(page({}, 64).encode()))
     try: write_whole({path: page(sheets, size)})
     except OSError as e: raise StyleboostError(f'The page could not be written to {path} ({e.strerror}); give a file in a folder that exists and that you may write to.') from e
