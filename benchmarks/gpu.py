@@ -8,7 +8,6 @@ Every finished measurement is written at once and never taken twice.
     python benchmarks/gpu.py PATH/examples/dreambooth --smoke        tiny shapes on a processor, to see that everything runs
 """
 import argparse, json, os, runpy, shutil, signal, statistics, sys
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -18,7 +17,7 @@ from PIL import Image
 import peer
 from peer import CLASS, Results, STYLE, TOLD, aux, follow, new
 from styleboost.blanks import blank
-from styleboost.images import ImageSet, Picture, png, write_whole
+from styleboost.images import ImageSet, png, write_whole
 from styleboost.memory import best_precision, plan
 from styleboost.recipes import no_prior, with_prior
 from styleboost.training import train, versions
@@ -29,8 +28,6 @@ LEVERS = {
     'plain': {}, 'xformers': dict(attention='xformers'), '8-bit AdamW': dict(optimizer='adamw8bit'), 'checkpointing': dict(checkpointing=True), 'fused backward': dict(fused_backward=True, grad_clip=None),
     '8-bit, fused': dict(optimizer='adamw8bit', fused_backward=True, grad_clip=None), '8-bit, fused, bfloat16 weights': dict(optimizer='adamw8bit', fused_backward=True, grad_clip=None, weights='bfloat16'),
     '8-bit, fused, bfloat16 weights, checkpointing': dict(optimizer='adamw8bit', fused_backward=True, grad_clip=None, weights='bfloat16', checkpointing=True)}
-
-def large(pics, side): return ImageSet([Picture(Path(p.name).name, data=png(p.open().resize((side,side), Image.LANCZOS)), caption=p.caption, people=p.people) for p in pics], 'enlarged')
 
 def arms(a):
     "Name -> (side, pictures a step, what differs)."
@@ -129,9 +126,8 @@ def main():
     a.work = a.work.resolve(); a.work.mkdir(parents=True, exist_ok=True)
     a.base = base_folder(a)
     for name,pics in dict(style=STYLE[:a.pictures], **{'class':aux(a.pictures)}).items():
-        pics = large(pics, a.resolution)
         folder = new(a.work/name); folder.mkdir()
-        for i,x in enumerate(pics): (folder/f'{i:04d}.png').write_bytes(x.bytes())   # the peer opens every file that it finds
+        for i,x in enumerate(pics): (folder/f'{i:04d}.png').write_bytes(png(x.open().resize((a.resolution,a.resolution), Image.LANCZOS)))   # and nothing else: the peer opens every file that it finds
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     device = torch.cuda.get_device_name() if torch.cuda.is_available() and not a.smoke else 'CPU'
     results = Results(a.out, dict(device=device, family=a.family, resolution=a.resolution, precision=a.precision, steps=a.steps, smoke=a.smoke, **versions()))

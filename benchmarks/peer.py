@@ -22,7 +22,7 @@ from transformers import CLIPTextModel
 import styleboost as styleboost_
 from styleboost.base import complete, load_base, quiet
 from styleboost.batches import Batches
-from styleboost.images import ImageSet, Picture, StyleboostError, png, write_whole
+from styleboost.images import Picture, png, write_whole
 from styleboost.memory import best_precision
 from styleboost.objective import Batch
 from styleboost.recipes import style_prompt, styleboost

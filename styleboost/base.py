@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Condition', 'Base', 'note_long', 'at_once', 'quiet', 'load_base', 'suggestions', 'complete', 'check_token']
 
-# %% ../nbs/02_base.ipynb #2d7e38a3
+# %% ../nbs/02_base.ipynb #3bd8e93e
 import json, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -20,7 +20,7 @@ from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokeniz
 from .devices import lacks, pick_device
 from .images import StyleboostError, note
 from .recipes import Recipe
-from .sources import CONFIGS, FAMILIES, MODELS, TINY, checkpoint_family, find_base, first_line, hash_files, parts_of, settings_of, tensor_names, weight_files, weights_hash
+from .sources import CONFIGS, FAMILIES, MODELS, checkpoint_family, find_base, first_line, hash_files, parts_of, settings_of, tensor_names, weight_files, weights_hash
 
 # %% ../nbs/02_base.ipynb #b350ef95
 @dataclass

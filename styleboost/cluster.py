@@ -31,14 +31,15 @@ def in_turn(
     "Does jobs one after another in this process."
     for job in jobs: yield job, *attempt(work, job, tell=tell)
 
-# %% ../nbs/10d_cluster.ipynb #d537f1e9
+# %% ../nbs/10d_cluster.ipynb #e57d55e3
 def _ray():
     try: import ray
     except ImportError as e: raise StyleboostError('Ray is not installed; install it with `pip install "styleboost[ray]"`, or leave --ray out and the study runs in this process.') from e
     return ray
 
-def _on_worker(work, job, threads):
+def _on_worker(work, job, threads, gpus):
     torch.set_num_threads(threads)
+    if not gpus: os.environ['CUDA_VISIBLE_DEVICES'] = ''           # Ray leaves GPUs in sight of a worker that asked for none
     heard, ear = [], logging.Handler()
     ear.emit = lambda r: heard.append(r.getMessage())
     log.addHandler(ear)
@@ -54,7 +55,6 @@ def on_ray(
 ):                      # yields job, sentence, traceback, in the order in which they end
     "Does jobs on the workers of a Ray cluster."
     os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')         # nothing is reported to anyone
-    os.environ.setdefault('RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO', '0')
     ray = _ray()
     mine = not ray.is_initialized()
     if mine:
@@ -65,7 +65,7 @@ def on_ray(
         have = ray.cluster_resources()
         if gpus>have.get('GPU', 0): raise StyleboostError(f'Each job asks for {gpus:g} GPUs, and the Ray cluster has {have.get("GPU",0):g}; ask for fewer, or for none to use its CPUs.')
         task, shared = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=retries)(_on_worker), ray.put(work)
-        left = {task.options(name=' '.join(map(str, job))).remote(shared, job, torch.get_num_threads()): job for job in jobs}
+        left = {task.options(name=' '.join(map(str, job))).remote(shared, job, torch.get_num_threads(), gpus): job for job in jobs}
         while left:
             for ref in ray.wait(list(left), timeout=1)[0]:
                 job = left.pop(ref)

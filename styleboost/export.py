@@ -160,10 +160,10 @@ def kohya_tensors(
     if _kohya[r.method]=='lycoris.kohya': about['ss_network_args'] = json.dumps(dict(algo='lora' if r.method=='dora' else r.method))
     return out, {k:str(v) for k,v in about.items()}
 
-# %% ../nbs/09a_export.ipynb #c97951ff
+# %% ../nbs/09a_export.ipynb #1a65fb6f
 def _where(base):
     "A base in the words of Python, without the paths of this machine."
-    if base=='tiny': return 'from styleboost.base import TINY as base'
+    if base=='tiny': return 'from styleboost.sources import TINY as base'
     hub = re.fullmatch(r'[\w.-]+/[\w.-]+', base) and not Path(base).exists()
     return f'base = "{base if hub else "path/to/"+Path(base).name}"'
 

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEAST', 'METRICS', 'SHOWN', 'student', 'jackknife', 'interval', 'mean_of', 'wilson', 'kid', 'fid', 'diversity',
-           'copying', 'Look', 'look_at', 'score']
+           'copying', 'Look', 'look_at', 'without', 'score']
 
 # %% ../nbs/10_metrics.ipynb #26b614e4
 import math
@@ -174,14 +174,18 @@ def look_at(
 @lru_cache(1000)
 def _once(message): note(message)
 
-# %% ../nbs/10_metrics.ipynb #2914b73b
-def _without_ref(reference, ref):
-    "The reference without the pictures of StyleRef."
-    trained = {p.sha for p in ref or ()}
-    keep = [p for p in reference if p.sha not in trained] if trained else list(reference)
-    if not keep: raise StyleboostError(f'All {len(reference)} pictures of the reference are StyleRef pictures; give pictures of the style that were not trained on.')
-    if len(keep)<len(reference): note(f'{len(reference)-len(keep)} of {len(reference)} pictures of the reference are StyleRef pictures, which would reward copying; they are left out of it.')
-    return reference if len(keep)==len(reference) else ImageSet(keep, getattr(reference, 'name', 'reference'))
+# %% ../nbs/10_metrics.ipynb #40cacf78
+def without(
+    reference:ImageSet,  # real pictures to score against
+    seen:list,           # of `ImageSet`: what is trained on
+)->ImageSet:
+    "The reference without pictures that are trained on, and without variants of their subjects; says what it took out."
+    shas, kin = {p.sha for s in seen for p in s}, {(p.set, p.subject) for s in seen for p in s if p.subject}
+    keep = [p for p in reference if p.sha not in shas and (p.set, p.subject) not in kin]
+    gone = len(reference)-len(keep)
+    if not keep: raise StyleboostError(f'All {len(reference)} pictures of the reference {reference.name} are also trained on, so it would reward copying; give other pictures of the style.')
+    if gone: note(f'{reference.name}: {gone} of {len(reference)} pictures are also trained on, or are variants of such, and are left out of the reference, or copying would be rewarded.')
+    return ImageSet(keep, reference.name) if gone else reference
 
 def _each(x, r, judge, reference, prompts, ref, base):
     "Metrics that every picture has, (n,) each, NaN where it has not; content is held constant by comparing people with people."
@@ -235,7 +239,7 @@ def score(
     if len(images)!=len(prompts): raise StyleboostError(f'{len(images)} pictures and {len(prompts)} prompts do not pair up; give one picture a prompt.')
     if base is not None and len(base)!=len(prompts): raise StyleboostError(f'The base drew {len(base)} pictures for {len(prompts)} prompts; give one picture a prompt.')
     judge, rows = load_encoder(judge or 'world'), {}
-    reference = _without_ref(reference if isinstance(reference, ImageSet) else ImageSet(reference), ref)
+    reference = without(reference if isinstance(reference, ImageSet) else ImageSet(reference), [ref] if ref is not None else [])
     silent = [i for i,p in enumerate(prompts) if not p.text]
     if silent: note(f'{len(silent)} of {len(prompts)} pictures have no prompt, the first at place {silent[0]+1}; they are left out of text alignment.')
     if all(p.people is None for p in prompts): note('No prompt says whether it asks for people, so people and things are not scored apart; give the prompts as a .tsv with a people column, or the pictures a metadata.jsonl.')

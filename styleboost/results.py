@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'Results', 'setting']
 
-# %% ../nbs/10e_results.ipynb #344de060
+# %% ../nbs/10e_results.ipynb #b1ddbd03
 import json
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from .cells import has, kept_pictures, kept_scores
-from .comparison import in_words, paired, ranked, step_lines
+from .comparison import in_words, paired, ranked, step_lines, t_interval
 from .images import ImageSet, StyleboostError
 from .metrics import METRICS, SHOWN
 from .recipes import Prompt
@@ -156,11 +156,15 @@ def plot(self:Results,
     if metric not in set(t.metric): raise StyleboostError(f'Nothing was measured as {metric!r} on {split} prompts; choose one of {", ".join(m for m in METRICS if m in set(t.metric))}.')
     return panels(step_lines(t, metric))
 
-# %% ../nbs/10e_results.ipynb #0b9c414e
+# %% ../nbs/10e_results.ipynb #9fd3eb7d
 def _scores(rows, arm):
-    "Means over seeds of an arm: group -> metric -> number, and n."
-    mine = rows[rows.arm==arm]
-    return {g: dict(r.groupby('metric').value.mean(), n=int(r.n.max())) for g,r in mine.groupby('group')}
+    "Means over seeds of an arm, with their intervals: group -> metric -> number, and n."
+    mine, out = rows[rows.arm==arm], {}
+    for (group,metric),r in mine.groupby(['group','metric']):
+        mean, low, high = t_interval(r.value)
+        out.setdefault(group, dict(n=0)).update({metric:mean, f'{metric}_low':low, f'{metric}_high':high})
+        out[group]['n'] = max(out[group]['n'], int(r.n.max()))
+    return out
 
 def _losses(run):
     log_ = run.log

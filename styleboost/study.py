@@ -134,7 +134,7 @@ def differences(
     out += [f'arm {a} is missing' for a in was['arms'] if a not in now['arms']]
     return out + [d for a in was['arms'] if a in now['arms'] for d in walk(was['arms'][a], now['arms'][a], a)]
 
-# %% ../nbs/11_study.ipynb #d084f84c
+# %% ../nbs/11_study.ipynb #9ab5cff2
 @contextmanager
 def _said_once():
     "Lets every message through once: twelve cells have the same things to say."
@@ -199,10 +199,11 @@ def run(self:Study,
                     if sentence: write_whole({file: f'{sentence}\n\n{trace}'}); note(f'{arm}, seed {seed}, failed: {sentence}')
                     else: file.unlink(missing_ok=True)
         try:
-            for split in ('validation','test'): examine(bench, bench.base_folder, lambda: untouched(bench), words, split, 0, self.seeds[0])
+            for split in ('validation','test'): examine(bench, bench.base_folder, lambda: untouched(bench), words, split, 0, self.seeds[0], self.style.ref)
             go(first_half, [c for c in self.cells if c not in ready], .7)
             ready, chosen, done = self.learned, self.chosen, self.done
             if ready and not any(r['metric']==self.info['choose'] for r in self.kept(*ready[0])['rows']): note(f'{len(self.style.validation)} validation prompts are too few to measure {self.info["choose"]}, so style similarity chooses the steps; 32 would be enough.')
+            bar.n = .7*len(ready)+.3*len(self.done)                        # a choice that moved makes test prompts to be drawn again
             go(second_half, [(a,s,chosen[a]) for a,s in ready if a in chosen and (a,s) not in done], .3)
         except KeyboardInterrupt: note(f'Stopped with {len(self.done)} of {len(self.cells)} cells done; what is done is kept, and the study goes on when it is called again.'); raise
     return self

@@ -15,7 +15,7 @@ from PIL import Image
 from styleboost.base import load_base
 from styleboost.blanks import blank
 from styleboost.images import ImageSet, Picture, StyleboostError, png
-from styleboost.recipes import Recipe, no_prior, with_prior
+from styleboost.recipes import no_prior, with_prior
 from styleboost.sources import TINY, weights_hash
 
 settings.register_profile('tests', deadline=None, derandomize=True, database=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])

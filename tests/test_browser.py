@@ -88,7 +88,9 @@ picker''', 'picker', '''
 recipe = no_prior(style_ref(people=3, things=3), steps=400, batch=1, checkpoint=400)
 monitor = TrainingMonitor(recipe, Path('run'), base=base, prompts=['woman farmer'], every=1, sampler=2, lines=1, device='cpu')
 monitor''', '''
-import pandas as pd
+import io
+import numpy as np, pandas as pd
+from PIL import Image
 from types import SimpleNamespace
 from styleboost.recipes import Prompt
 sets = dict(base=pool('planets'), none=pool('open-peeps'), aux=pool('micah'))
@@ -170,7 +172,7 @@ def test_comparing(lab):
     tile(1, 2).click(); kernel.until('compare.pair[1]', 'none')
     tile(2, 2).click(); kernel.until('compare.pair', ('none','aux'))
     close = box.locator('.sb-close img')
-    light = "float(__import__('numpy').asarray(__import__('PIL.Image').Image.open(__import__('io').BytesIO(compare._picture.value)).convert('RGBA')).mean())"
+    light = 'float(np.asarray(Image.open(io.BytesIO(compare._picture.value)).convert("RGBA")).mean())'
     eventually(lambda: abs(close.evaluate(PIXELS)[1]-kernel(light))<.5)                       # the browser shows what Python has by now
     b = close.evaluate(PIXELS)
     box.get_by_role('button', name='Flip').click(); kernel.until('compare.blend', 0)

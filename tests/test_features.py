@@ -8,7 +8,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from styleboost.features import ClipEncoder, CsdEncoder, load_encoder, load_judge, plain_statistics, style_similarity, style_statistics, style_vectors, to_tensor
 from styleboost.images import Picture, png
-from styleboost.world.pictures import pictures, pool, reference
+from styleboost.world.pictures import pictures, pool
 
 SMALL = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
 

@@ -2,7 +2,6 @@
 import math
 
 import numpy as np, pandas as pd, pytest, torch
-from PIL import Image
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 

@@ -93,6 +93,13 @@ def test_marks_are_earned(row, way, key):
     elif arms: assert len({shown[i] for i in arms})==1
     assert all(s=='–' for s,v in zip(shown,values) if v is None or math.isnan(v)) and not any(re.fullmatch(r'−[0.]+%?', s) for s in shown)
 
+def test_arms_whose_intervals_meet_share_the_mark():
+    arm = lambda name, v, low, high: Column(name, name, [], dict(all=dict(n=9, kid=v, kid_low=low, kid_high=high)))
+    row = lambda *arms: score_rows([arm('base', .01, 0., .02), *arms], {k:v for k,v in METRICS.items() if k=='kid'})[0]['rows'][0]['cells']
+    assert row(arm('a', .10, .05, .15), arm('b', .14, .12, .16), arm('c', .30, .25, .35))[1:]==[('0.100',True,'0.050 to 0.150'), ('0.140',True,'0.120 to 0.160'), ('0.300',False,'0.250 to 0.350')]
+    assert not any(m for _,m,_ in row(arm('a', .10, .05, .15), arm('b', .14, .12, .16)))
+    assert [m for _,m,_ in row(arm('a', .10, math.nan, math.nan), arm('b', .14, .12, .16))]==[False,True,False]
+
 @given(st.lists(st.floats(0,1), min_size=1, max_size=8))
 def test_labels_keep_apart(ys):
     gap, ys = .9/len(ys), sorted(ys)

@@ -5,9 +5,9 @@ from dataclasses import replace
 import pandas as pd, pytest, torch
 
 from styleboost import cells, images, study as rooms
-from styleboost.cells import Style, embedded, own_style
+from styleboost.cells import Style, own_style
 from styleboost.comparison import in_words, paired, ranked, t_interval
-from styleboost.images import ImageSet, StyleboostError
+from styleboost.images import ImageSet
 from styleboost.metrics import METRICS
 from styleboost.recipes import Prompt, with_prior
 from styleboost.results import COLUMNS, Results

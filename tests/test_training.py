@@ -2,15 +2,14 @@
 import functools, hashlib, json, os, signal, subprocess, sys, time
 from dataclasses import replace
 
-import diffusers, numpy as np, pytest, torch
-from hypothesis import given, strategies as st
-from PIL import Image
+import diffusers, pytest, torch
+from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
 from styleboost import batches, training
 from styleboost.base import load_base
-from styleboost.images import ImageSet, Picture, StyleboostError, png
+from styleboost.images import ImageSet, StyleboostError, png
 from styleboost.recipes import Binding, Generated, no_prior, with_prior
 from styleboost.sampling import sample
 from styleboost.batches import Batches

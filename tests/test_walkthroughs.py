@@ -41,7 +41,7 @@ def test_outputs_hold_pictures_and_no_paths(cells):
     _, _, all_ = cells
     said = json.dumps([o for *_,outputs in all_ for o in outputs])
     assert 'image/png' in said and 'widget-view' not in said
-    assert not re.search(r'/tmp/|/home/|/root/|/work/|\\\\Users', said)
+    assert not re.search(r'/(tmp|home|root|work)/|\\\\Users', said)
     assert '"output_type": "error"' not in said
 
 def test_links_lead_somewhere(cells):

@@ -1,5 +1,5 @@
 "Widgets without a browser: what is chosen, shown and refused, and that nothing is lost by it."
-import base64, io, json, logging, os, re, signal, sys, threading, types
+import base64, io, json, os, re, signal, sys, threading, types
 from contextlib import contextmanager
 from html import unescape
 from pathlib import Path
@@ -10,7 +10,6 @@ from safetensors.torch import load_file
 
 from styleboost import training
 from styleboost.images import ImageSet, Picture, StyleboostError, log, png
-from styleboost.metrics import METRICS
 from styleboost.recipes import Prompt
 from styleboost.training import Run, train
 from styleboost.widgets import AuxPicker, Compare, TrainingMonitor, compare, monitor, page, panels

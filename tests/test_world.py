@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from styleboost.base import TINY
+from styleboost.sources import TINY
 from styleboost.features import JUDGE
 from styleboost.world.pictures import PACKS, SETS, STYLES, pictures, pool, prompts, reference, split_of, style_ref, subject_of
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BASE', 'TRUTH', 'FEW', 'TITLES', 'CSS', 'Runs', 'numbers_of', 'state', 'Compare']
 
-# %% ../../nbs/widgets/04_compare.ipynb #c5bd31a7
+# %% ../../nbs/widgets/04_compare.ipynb #b1231841
 import io
 from html import escape
 from pathlib import Path
@@ -16,15 +16,18 @@ from ipywidgets import Dropdown, HBox, HTML, Image as Picture_, IntSlider, Selec
 from PIL import Image, ImageOps
 
 from ..base import load_base
+from ..cells import tidy
+from ..devices import pick_device
 from ..images import ImageSet, StyleboostError
 from ..metrics import METRICS, score
 from ..recipes import Prompt
+from ..results import COLUMNS
 from ..sampling import sample
 from ..training import Run
 from .page import number_rows, write_page
 from .panels import Panel, Tiles, gridded, row, thumb
 
-# %% ../../nbs/widgets/04_compare.ipynb #1ed32bae
+# %% ../../nbs/widgets/04_compare.ipynb #c02172f9
 class Runs:
     "Runs seen as a study: pictures are drawn when they are asked for."
     def __init__(self,
@@ -33,9 +36,9 @@ class Runs:
         seed:int=0,               # of the first picture; the next ones count up
         reference:ImageSet=None,  # the style's own pictures; with them, what is drawn is scored
         sampler:int=25,           # sampler steps
-        device:str='cpu',
+        device:str=None,          # where it is drawn; the fastest there is unless given
     ):
-        self.folder, self.seed, self.reference, self.sampler, self.device = Path(getattr(runs[0], 'folder', runs[0])).parent, seed, reference, sampler, device
+        self.folder, self.seed, self.reference, self.sampler, self.device = Path(getattr(runs[0], 'folder', runs[0])).parent, seed, reference, sampler, pick_device(device)
         self.asked, self.runs, self.failed, self.chosen, self.ref, self._drawn = [p if isinstance(p, Prompt) else Prompt(p) for p in prompts], {}, {}, {}, None, {}
         for r in runs:
             where = Path(getattr(r, 'folder', r))
@@ -68,9 +71,9 @@ class Runs:
         "What has been drawn so far, scored; empty without a reference."
         rows = []
         for (arm,*at),ims in self._drawn.items() if self.reference is not None else ():
-            for group,values in (score(ims, self.reference, self.asked).T.to_dict() if ims else {}).items():
-                rows += [dict(arm=arm, seed=at[0] if at else None, step=at[1] if at else None, split='test', group=group, metric=m, value=values[m], low=values.get(f'{m}_low'), high=values.get(f'{m}_high'), n=values['n']) for m in METRICS if m in values]
-        return pd.DataFrame(rows, columns=['arm','seed','step','split','group','metric','value','low','high','n'])
+            seed, step = at or (None, None)
+            if ims: rows += tidy(score(ims, self.reference, self.asked), arm=arm, seed=seed, step=step, split='test')
+        return pd.DataFrame(rows, columns=COLUMNS)
 
 # %% ../../nbs/widgets/04_compare.ipynb #4d7d0ea8
 def numbers_of(
@@ -85,7 +88,7 @@ def numbers_of(
     none = lambda x: None if pd.isna(x) else float(x)
     return {r.metric: (float(r.value), none(r.low), none(r.high)) for r in t.itertuples() if pd.notna(r.value)}
 
-# %% ../../nbs/widgets/04_compare.ipynb #82aa6a93
+# %% ../../nbs/widgets/04_compare.ipynb #5ff5c7d5
 BASE, TRUTH = 'base', 'truth'
 FEW = ('kid','style','text','people_rate','false_people_rate')   # metrics under the pictures; a page has all
 TITLES = {BASE:'untouched base', TRUTH:'by the artist'}
@@ -125,7 +128,7 @@ class Compare(Panel):
         seed:int=0,      # of the first picture
         reference:ImageSet=None, # the style's own pictures, for the numbers
         sampler:int=25,  # sampler steps
-        device:str='cpu',
+        device:str=None, # where it is drawn
         **kw             # as for `Compare`
     ):
         "Compares runs by drawing the prompts with each."

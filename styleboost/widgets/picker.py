@@ -39,7 +39,7 @@ def measured(
         table[c] = list(values)
     return table
 
-# %% ../../nbs/widgets/01_picker.ipynb #61715cd9
+# %% ../../nbs/widgets/01_picker.ipynb #79a41be5
 WHO = {'everything':'all', 'people':'people', 'things':'things', 'half people, half things':'half'}
 
 class AuxPicker(Panel):
@@ -58,7 +58,7 @@ class AuxPicker(Panel):
         if not len(pool): raise StyleboostError(f'{pool.name} holds no pictures to choose from; give another pool.')
         self.ref, self.pool, self.page, self.size, self._chosen, self._first = ref, pool, page, size, set(), 0
         self.known = measured(pool, suggestion, measure)
-        self.scores = [c for c in self.known.columns if pd.api.types.is_numeric_dtype(self.known[c]) and not pd.api.types.is_bool_dtype(self.known[c])]
+        self.scores = [c for c in self.known.columns if pd.api.types.is_numeric_dtype(self.known[c]) and not pd.api.types.is_bool_dtype(self.known[c]) and c!='style_itself']   # to choose the most of that is to choose the style itself
         self.tiles = Tiles(min(page, len(pool)), self._clicked)
         self._build()
         self._order = list(range(len(pool)))
