@@ -181,7 +181,7 @@ def loss_curves(
     parts = {b: [smooth(c, b) for c in arms] for b in dict.fromkeys(b for c in arms for b in c.losses)}
     return page_svg(panels(parts), 'Loss curves') if parts else ''
 
-# %% ../nbs/10a_report.ipynb #05c9356a
+# %% ../nbs/10a_report.ipynb #deed8f02
 STYLE = f':root{{color-scheme:light dark;--bg:#fff;--panel:#f5f6f8;{";".join(f"--{k}:{v}" for k,v in PALETTE.items())}}}'+'''
 @media (prefers-color-scheme:dark){:root{--bg:#141619;--ink:#e7e8ea;--soft:#9ba2ab;--line:#2e3238;--panel:#1d2024;--a0:#dcae43;--a1:#6cb0ff;--a2:#ff9565;--a3:#62cf81;--a4:#c79bff;--a5:#ff8abb}}
 *{box-sizing:border-box}body{margin:0;background:var(--bg);color:var(--ink);font:16px/1.55 system-ui,-apple-system,"Segoe UI",Roboto,"Helvetica Neue",Arial,sans-serif;-webkit-text-size-adjust:100%}
@@ -200,7 +200,7 @@ thead i{display:block;width:24px;height:4px;border-radius:2px;background:var(--c
 .scores{font-variant-numeric:tabular-nums}.scores col:first-child{width:32%}.scores col:nth-child(2){width:13%}.scores.many col:first-child{width:24%}.scores.many col:nth-child(2){width:11%}.many thead th{font-size:12px;padding-right:10px}
 .scores tbody>tr>*{padding:7px 8px 7px 0;vertical-align:top}.scores tbody>tr:first-child>*{padding-top:16px}.scores tbody>tr:last-child>*{padding-bottom:14px}.scores tbody>tr:last-child>*,.scores .what{border-bottom:1px solid var(--line)}
 .scores .what{padding-right:32px;padding-bottom:14px}.scores .what b{font-weight:620}.scores .what span{display:block;font-size:14px;line-height:1.4;color:var(--soft)}
-.scores .between{display:block;font-size:12px;line-height:1.3;color:var(--soft)}.scores mark{color:inherit;background:none;font-weight:620;padding-bottom:1px;border-bottom:2px solid var(--c)}.facts{font-variant-numeric:tabular-nums;table-layout:auto;margin-top:16px;font-size:14px}.facts th,.facts td{padding:6px 16px 6px 0;vertical-align:top;border-bottom:1px solid var(--line)}.facts thead th{position:static}
+.scores .between{display:block;font-size:12px;line-height:1.3;color:var(--soft)}.scores.many td{font-size:12px;padding-right:4px;overflow-wrap:anywhere}.scores.many .between{font-size:10px}.scores mark{color:inherit;background:none;font-weight:620;padding-bottom:1px;border-bottom:2px solid var(--c)}.facts{font-variant-numeric:tabular-nums;table-layout:auto;margin-top:16px;font-size:14px}.facts th,.facts td{padding:6px 16px 6px 0;vertical-align:top;border-bottom:1px solid var(--line)}.facts thead th{position:static}
 svg{display:block;width:100%;height:auto;margin-top:20px;overflow:visible}
 dl{display:grid;grid-template-columns:repeat(auto-fill,minmax(240px,1fr));gap:12px 32px;margin:20px 0 0;font-size:13px;line-height:1.45}dt{color:var(--soft)}dd{margin:0;overflow-wrap:anywhere}dl .wide{grid-column:1/-1}
 dialog{border:0;outline:0;border-radius:12px;padding:20px;background:var(--panel);color:var(--ink)}dialog::backdrop{background:#000a}dialog img{width:min(512px,78vw,78vh);image-rendering:pixelated}dialog p{margin-top:10px;font-size:14px;max-width:512px}

@@ -156,12 +156,13 @@ def plot(self:Results,
     if metric not in set(t.metric): raise StyleboostError(f'Nothing was measured as {metric!r} on {split} prompts; choose one of {", ".join(m for m in METRICS if m in set(t.metric))}.')
     return panels(step_lines(t, metric))
 
-# %% ../nbs/10e_results.ipynb #9fd3eb7d
+# %% ../nbs/10e_results.ipynb #35753df9
 def _scores(rows, arm):
     "Means over seeds of an arm, with their intervals: group -> metric -> number, and n."
     mine, out = rows[rows.arm==arm], {}
     for (group,metric),r in mine.groupby(['group','metric']):
         mean, low, high = t_interval(r.value)
+        if metric.endswith('rate'): low, high = max(low, 0.), min(high, 1.)                  # a share is no less and no more
         out.setdefault(group, dict(n=0)).update({metric:mean, f'{metric}_low':low, f'{metric}_high':high})
         out[group]['n'] = max(out[group]['n'], int(r.n.max()))
     return out
