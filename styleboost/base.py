@@ -274,13 +274,13 @@ def load_base(
     for m in base.models.values(): m.requires_grad_(False).eval().to(device)
     return base
 
-# %% ../nbs/02_base.ipynb #5d610e98
+# %% ../nbs/02_base.ipynb #47d67979
 def suggestions(
     base:Base,
     batch:int=None,  # pictures per binding and step, if that is settled
 )->dict:             # fields of `Recipe`
     "Values for the fields that a recipe leaves open."
-    if sum(p.numel() for p in base.unet.parameters())<100e6: return dict(resolution=base.resolution, batch=4, steps=400, lr=1e-4)
+    if sum(p.numel() for p in base.unet.parameters())<100e6: return dict(resolution=base.resolution, batch=8, steps=200, lr=2e-4)
     xl = base.family=='sdxl'
     return dict(resolution=base.resolution, batch=1 if xl else 4, steps=800, lr=1e-6 if xl or batch==1 else 2e-6)
 

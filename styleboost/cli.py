@@ -54,7 +54,7 @@ def demo(
     for sentence in json.loads((page.parent/'report.json').read_text('utf-8'))['verdict']: say(sentence)
     say(f'The report is {page}')
 
-# %% ../nbs/13_cli.ipynb #77400e30
+# %% ../nbs/13_cli.ipynb #74f7bd37
 @app.command()
 def train(
     ref:Annotated[Path, typer.Option(help='Folder with the 15-20 style references, half of them people.')],
@@ -73,7 +73,7 @@ def train(
     class_prompt:Annotated[Optional[str], typer.Option(help='Prompt of the prior; "a photo of style" unless given.')]=None,
     prior_weight:Annotated[Optional[float], typer.Option(help='Weight of the prior in the loss; 1 unless given.')]=None,
     resolution:Annotated[Optional[int], typer.Option(help='Pixels of the training square; the base\'s own unless given.')]=None,
-    steps:Annotated[Optional[int], typer.Option(help='Optimiser steps; 400 for the tiny base and 800 for larger ones unless given.')]=None,
+    steps:Annotated[Optional[int], typer.Option(help='Optimiser steps; 200 for the tiny base and 800 for larger ones unless given.')]=None,
     batch:Annotated[Optional[int], typer.Option(help='Pictures per binding and step.')]=None,
     lr:Annotated[Optional[float], typer.Option(help='Learning rate.')]=None,
     min_snr:Annotated[Optional[float], typer.Option(help='Gamma of min-SNR weighting.')]=None,
@@ -256,7 +256,7 @@ def suggest(
     say(f'{k} pictures are in {folder}, {sum(bool(p) for p in chosen.images.people)} of them flagged as people; near {mean.near:.2f}, style itself {mean.style_itself:.2f} on average')
     say(f'They are shown in {folder}.png, and all {len(chosen.table)} of the pool with their terms are in {folder}.json; train with: --aux {folder}')
 
-# %% ../nbs/13_cli.ipynb #90801b61
+# %% ../nbs/13_cli.ipynb #1d9c441a
 @app.command()
 def compare(
     out:Annotated[Path, typer.Option(help='Folder for the study; one that was begun goes on.')],
@@ -268,7 +268,7 @@ def compare(
     validation:Annotated[Optional[Path], typer.Option(help='File with the prompts that choose the step; every third of the others unless given.')]=None,
     base:Annotated[str, typer.Option(help='A folder in diffusers\' layout, a .safetensors file, or a hub id; "tiny" is the embedded base.')]='tiny',
     seeds:Annotated[int, typer.Option(help='How many seeds; an interval needs two.')]=3,
-    steps:Annotated[str, typer.Option(help='Checkpoints that are scored, the last of which ends the training.')]='100,200,400',
+    steps:Annotated[str, typer.Option(help='Checkpoints that are scored, the last of which ends the training.')]='50,100,200',
     method:Annotated[str, typer.Option(help=f'What trains: {", ".join(METHODS)}.')]='full',
     recipe:Annotated[Optional[Path], typer.Option(help='A recipe.json whose settings all arms use where no option says otherwise.')]=None,
     aux_count:Annotated[int, typer.Option(help='Auxiliary or generated images in each arm; all where there are fewer.')]=20,
@@ -283,7 +283,7 @@ def compare(
     if ref is None and (prompts or validation): raise typer.BadParameter('--prompts and --validation go with --ref; the embedded styles have prompts of their own')
     if seeds<1: raise typer.BadParameter(f'{seeds} seeds were asked for; ask for at least one, better three')
     try: checkpoints = [int(s) for s in steps.split(',')]
-    except ValueError as e: raise typer.BadParameter(f'--steps is {steps!r}; write whole numbers with commas between, such as 100,200,400') from e
+    except ValueError as e: raise typer.BadParameter(f'--steps is {steps!r}; write whole numbers with commas between, such as 50,100,200') from e
     about = embedded(style or 'openmoji') if ref is None else own_style(ref, reference, prompts, validation)
     arms = _named(aux)
     if 'none' not in arms.values(): say('The arm without a prior is added: what is no better than none is not worth its time.'); arms = dict(none='none', **arms)

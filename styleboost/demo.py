@@ -20,15 +20,15 @@ from .sampling import sample
 from .training import train, versions
 from .world.pictures import SETS, pool, prompts, reference, style_ref
 
-# %% ../nbs/11a_demo.ipynb #62cb4ab0
+# %% ../nbs/11a_demo.ipynb #81839aaa
 @dataclass(frozen=True)
 class DemoSize:
     "How much a demo does."
-    steps:int=400     # of training, each arm
+    steps:int=200     # of training, each arm
     prior:int=40      # prior images, generated or chosen
     prompts:int=64    # test prompts, half of them people
     sampler:int=25    # sampler steps
-SIZES = dict(full=DemoSize(), quick=DemoSize(80, 16, 16, 12))
+SIZES = dict(full=DemoSize(), quick=DemoSize(40, 16, 16, 12))
 
 def arms(
     ref:ImageSet,   # StyleRef

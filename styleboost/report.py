@@ -20,7 +20,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from .images import ImageSet, Picture, StyleboostError, contact_sheet, png, write_whole
 
-# %% ../nbs/10a_report.ipynb #8b9c91ea
+# %% ../nbs/10a_report.ipynb #46d7fe6d
 @dataclass
 class Column:
     "One column of the picture grid: an arm, or the untouched base."
@@ -30,7 +30,7 @@ class Column:
     scores:dict         # 'people', 'things' or 'all' -> metric -> number, and `n`
     losses:dict=None    # binding -> list of (step, value); None for the base
     aux:ImageSet=None   # what stood in for the prior's images
-    note:str=''         # e.g. '80 s of training, 400 steps'
+    note:str=''         # e.g. '80 s of training, 200 steps'
     trained = property(lambda self: self.name!='base')
 
 # %% ../nbs/10a_report.ipynb #cb3d72c6

@@ -49,7 +49,7 @@ def arm_recipe(
     if len(images)<n: note(f'{images.name} has {len(images)} pictures, fewer than the {n} of other arms, and all are used.')
     return with_prior(plain, images.sample(min(n, len(images)), seed), name=name)
 
-# %% ../nbs/11_study.ipynb #e29bc0ca
+# %% ../nbs/11_study.ipynb #d6ff0a24
 class Study(Results):
     "A table of runs: arms by seeds, scored at several checkpoints."
     def __init__(self,
@@ -57,7 +57,7 @@ class Study(Results):
         arms:dict|list,        # name -> `Recipe` or a word for a prior; or a list of words
         out:str|Path,          # the study's folder
         seeds:tuple=(0,1,2),   # at least two for an interval
-        steps:tuple=(100,200,400),  # checkpoints; the last ends each training
+        steps:tuple=(50,100,200),   # checkpoints; the last ends each training
         base:str|Base='tiny',  # of every arm
         method:str='full',     # what trains, in arms given as words
         n:int=20,              # prior images, in arms given as words; all where there are fewer
