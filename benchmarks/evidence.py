@@ -1,7 +1,7 @@
 """The evidence: which auxiliary images? The paper's ablation row by row, on two styles and three seeds, and what it leaves open.
 
-    python benchmarks/evidence.py --out DIR                 everything; called again, it goes on where it was
-    python benchmarks/evidence.py --out DIR --parts core    one part
+    python benchmarks/evidence.py --out DIR                      everything; called again, it goes on where it was
+    python benchmarks/evidence.py --out DIR --styles openmoji    on one style
 Small tables go to nbs/evidence/results, where the notebooks of evidence read them; the runs stay in DIR."""
 import argparse, json
 from pathlib import Path
@@ -45,52 +45,39 @@ def core(name):
             'random': styleboost(ref, both, AUX, **SAME),
             'suggested': styleboost(ref, suggest(ref, both, AUX).images, **SAME)}
 
-def counts(name):
-    "How many auxiliary images."
-    ref = style_ref(name)
-    return {'aux-0': no_prior(ref, **SAME), **{f'aux-{n}': styleboost(ref, pool('people'), n, **SAME) for n in (5,20,80)}}
+def more(name):
+    "What the paper leaves open, on the first style: other draws of the sets that were drawn at random (what a set does is one thing, what a rule for drawing does another), how many images, how much they weigh. On both: one word for the style, or one for its people and one for the rest; beside them one word with all the pictures that two words see, as many a step."
+    ref, who, what, both = style_ref(name), pool('people'), pool('things'), pool('people')+pool('things')
+    first = {**{f'{k}-{i}': styleboost(ref, pics, AUX, seed=i, **SAME) for k,pics in (('random',both), ('aux-people',who)) for i in (1,2)},
+             **{f'aux-{n}': styleboost(ref, who, n, **SAME) for n in (5,80)},
+             **{f'weight-{w:g}': styleboost(ref, who, AUX, prior_weight=w, **SAME) for w in (0,.5,2)}}
+    return {**(first if name==STYLES[0] else {}),
+            'one-word-both': styleboost(ref, who.sample(AUX)+what.sample(AUX), **dict(SAME, batch=8)),
+            'two-words': multi(ref.where(True), ref.where(False), who.sample(AUX), what.sample(AUX), **SAME)}
 
-def weights(name):
-    "How much they weigh in the loss."
-    ref = style_ref(name)
-    return {f'weight-{w:g}': styleboost(ref, pool('people'), AUX, prior_weight=w, **SAME) for w in (0,.5,1,2)}
+def study(name, out, seeds=(0,1,2), **kw):
+    "All arms on one style; nothing is trained yet."
+    return Study(style(name), {**core(name), **more(name)}, Path(out)/name, seeds, **dict(SETTING, **kw))
 
-def draws(name):
-    "Other draws of the sets that were drawn at random: what a set does is one thing, what a rule for drawing does another."
-    ref, who, both = style_ref(name), pool('people'), pool('people')+pool('things')
-    return {f'{k}-{i}': styleboost(ref, pics, AUX, seed=i, **SAME) for k,pics in (('random',both), ('aux-people',who)) for i in (1,2)}
-
-def two_words(name):
-    "One word for the style, or one for its people and one for the rest; beside them one word with all the pictures that two words see, as many a step."
-    ref, who, what = style_ref(name), pool('people').sample(AUX), pool('things').sample(AUX)
-    return {'single': styleboost(ref, who, **SAME), 'single-both': styleboost(ref, who+what, **dict(SAME, batch=8)), 'multi': multi(ref.where(True), ref.where(False), who, what, **SAME)}
-
-PARTS = dict(core=(core, STYLES), draws=(draws, STYLES[:1]), counts=(counts, STYLES[:1]), weights=(weights, STYLES[:1]), two_words=(two_words, STYLES))   # arms, and the styles they are asked of
-
-def study(part, name, out, seeds=(0,1,2), **kw):
-    "One part on one style; nothing is trained yet."
-    return Study(style(name), PARTS[part][0](name), Path(out)/f'{part}-{name}', seeds, **dict(SETTING, **kw))
-
-def keep(found, part, name):
+def keep(found, name):
     "What is committed of a study: test scores at the chosen steps, validation curves, and what it was."
     RESULTS.mkdir(parents=True, exist_ok=True)
-    t, at = found.table(), RESULTS/f'{part}-{name}'
+    t, at = found.table(), RESULTS/name
     found.at_chosen().round(5).to_csv(f'{at}-test.csv', index=False)
     t[(t.split=='validation')&t.metric.isin([*SHOWN, 'plain_kid'])].drop(columns=['low','high']).round(5).to_csv(f'{at}-curves.csv', index=False)
     spent = [found.kept(*c)['seconds'] for c in found.done]
     i = found.info
-    about = dict(style=name, base=i['base'], seeds=i['seeds'], steps=i['steps'], sampler=i['sampler'], chosen=found.chosen, failed={f'{a}, seed {s}':w for (a,s),w in found.failed.items()},
+    about = dict(style=name, base=i['base'], seeds=i['seeds'], steps=i['steps'], sampler=i['sampler'], chosen=found.chosen, not_done=len(found.cells)-len(found.done), failed={f'{a}, seed {s}':w for (a,s),w in found.failed.items()},
                  seconds_drawing=round(sum(s.get('draw',0) for s in spent)), seconds_scoring=round(sum(s.get('score',0) for s in spent)), versions=i['versions'])
     Path(f'{at}.json').write_text(json.dumps(about, indent=1)+'\n')
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--out', type=Path, required=True); p.add_argument('--parts', nargs='+', choices=PARTS, default=list(PARTS))
-    p.add_argument('--styles', nargs='+', choices=STYLES); p.add_argument('--seeds', type=int, default=3); p.add_argument('--ray')
+    p.add_argument('--out', type=Path, required=True); p.add_argument('--styles', nargs='+', choices=STYLES, default=STYLES)
+    p.add_argument('--seeds', type=int, default=3); p.add_argument('--ray')
     a = p.parse_args()
-    for part in a.parts:
-        for name in a.styles or PARTS[part][1]:
-            found = study(part, name, a.out, range(a.seeds)).run(a.ray)
-            if found.done: found.report(); keep(found, part, name)
+    for name in a.styles:
+        found = study(name, a.out, range(a.seeds)).run(a.ray)
+        if found.done: found.report(); keep(found, name)
 
 if __name__=='__main__': main()

@@ -420,7 +420,7 @@ def table(a, results):
     "What was measured, as markdown."
     s, f = results.setting, best_flags(a, results)
     flags_ = ' '.join(map(str, peer_args(a, 'CLASSES', 'OUT', 'N', lr='LR', seed='SEED', n=a.class_images, **f))).replace(str(folder(a,'style',STYLE)), 'STYLE').replace(str(find_base(a.base)), 'BASE').replace(TOLD, f'"{TOLD}"').replace(CLASS, f'"{CLASS}"')
-    loads, codes = [r['load_before'] for r in results.rows.values()], sorted({r['code'] for r in results.rows.values()})
+    loads, codes = [r['load_before'] for r in results.rows.values()], sorted({r['code'] for k,r in results.rows.items() if not k.startswith('flags')})   # flags are tried on the peer alone
     out = [f'# styleboost and diffusers\' `train_dreambooth.py`\n\nDevice: {s["device"]}, {s["threads"]} threads, no GPU; the machine\'s load before a measurement was {min(loads, default=0)} to {max(loads, default=0)}. Base: weights {s["base"]}. '
         f'torch {s["torch"]}, diffusers {s["diffusers"]}, transformers {s["transformers"]}, accelerate {s["accelerate"]}, styleboost {s["styleboost"]} (sources {", ".join(codes)}{"" if len(codes)<2 else ": not all measurements are of the same version"}), Python {s["python"]}. '
         f'Peer: the script with SHA-256 {s["peer_sha256"]}…, which asks for diffusers {s["peer_asks_for_diffusers"]} or later, run unmodified; torchvision: {s["torchvision"]}. '

@@ -155,7 +155,7 @@ def has(kept:dict, split:str, step:int)->bool:
     "Whether a split was scored at a step."
     return any(r['split']==split and r['step']==step for r in kept['rows'])
 
-# %% ../nbs/10c_cells.ipynb #e2aa1322
+# %% ../nbs/10c_cells.ipynb #4d80b557
 def examine(
     bench:Bench,
     folder:Path,   # of the run
@@ -182,7 +182,7 @@ def examine(
 
 def _shown(recipe): return ImageSet([p for b in recipe.bindings if b.role=='style' for p in b.images], 'style')
 
-def _model(bench, run, step): return lambda: run.model(pick_device(bench.device), None if step==bench.steps[-1] else step, bench.loaded)
+def _model(bench, run, step): return lambda: Run(run.folder, step).model(pick_device(bench.device), bench.loaded)
 
 def learn(
     bench:Bench,

@@ -163,8 +163,11 @@ def plan(
                       optimizer=optimizer, fused_backward=fused_backward, weights=weights, accumulate=accumulate, **dict(grad_clip=None) if fused_backward else {})
     say(str(make_plan(base, with_prior(recipe, kinds[prior]), device, memory, False if precision=='fp16' else None, processes)))
 
-# %% ../nbs/13_cli.ipynb #3809095f
-def _model(name): return Run(name) if (Path(name)/'recipe.json').exists() else load_base(name)
+# %% ../nbs/13_cli.ipynb #c3f6a971
+def _model(name, at=None):
+    if (Path(name)/'recipe.json').exists(): return Run(name, at)
+    if at is not None: raise StyleboostError(f'--at goes with a run, and {name} is none: it has no recipe.json.')
+    return load_base(name)
 
 @app.command()
 def sample(
@@ -178,13 +181,14 @@ def sample(
     guidance:Annotated[float, typer.Option(help='Classifier-free guidance.')]=7.,
     scheduler:Annotated[str, typer.Option(help='ddim, dpmpp, euler, unipc, or any diffusers scheduler class.')]='ddim',
     negative:Annotated[Optional[str], typer.Option(help='What to steer away from.')]=None,
+    at:Annotated[Optional[int], typer.Option(help='Of a run that kept snapshots: draw as it was at this step.')]=None,
 ):
     "Draw pictures."
     if (prompt is None)==(prompts is None): raise typer.BadParameter('give either --prompt or --prompts')
     asked = [p for p in (read_prompts(prompts) if prompts else [Prompt(prompt)]) for _ in range(n)]
     if n<1: raise StyleboostError(f'{n} pictures of each prompt were asked for; ask for at least one.')
     new_folder(out, make=False)
-    ims = sample_images(_model(model), [p.text for p in asked], seed, steps, guidance, scheduler, negative, progress=True)
+    ims = sample_images(_model(model, at), [p.text for p in asked], seed, steps, guidance, scheduler, negative, progress=True)
     ImageSet([Picture(f'{p.text[:60].replace("/"," ").replace(" ","-")}-{seed+i}.png', data=png(im), caption=p.text, people=p.people) for i,(p,im) in enumerate(zip(asked, ims))]).save(out)
     say(f'{len(ims)} pictures are in {out}')
 
@@ -193,12 +197,13 @@ def export(
     run:Annotated[Path, typer.Argument(help='A finished run.')],
     out:Annotated[Path, typer.Option(help='Folder for the model; empty or new. A name that ends in .safetensors gets the file alone.')],
     to:Annotated[str, typer.Option(help=f'The layout: {", ".join(LAYOUTS)}.')]='diffusers',
+    at:Annotated[Optional[int], typer.Option(help='Of a run that kept snapshots, such as those of a study: what it had learnt by this step.')]=None,
     half:Annotated[bool, typer.Option('--half', help='In half precision, as most shared files are.')]=False,
     pictures:Annotated[bool, typer.Option(help='Show the training pictures and samples on the model card.')]=True,
     push:Annotated[Optional[str], typer.Option(help='Put it on the Hugging Face hub under this name, private if new; needs `hf auth login`.')]=None,
 ):
     "Write a tuned model, with its card, for other programs."
-    made = export_run(run, out, to, half, pictures)
+    made = export_run(Run(run, at), out, to, half, pictures)
     say(f'The model is {made}')
     if push: say(f'It is on the hub: {push_export(out, push)}')
 

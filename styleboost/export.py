@@ -21,12 +21,12 @@ from .recipes import Recipe, style_prompt
 from .sampling import sample, scheduler_for
 from .training import Run
 
-# %% ../nbs/09a_export.ipynb #9349bd84
+# %% ../nbs/09a_export.ipynb #25100494
 def merged(
     run:Run,
 )->Base:
     "The run's base with what it learnt folded into its weights; a model that the run has open stays as it is."
-    return run.method.merge(Run(run.folder).model('cpu'))
+    return run.method.merge(Run(run.folder, run.step).model('cpu'))
 
 # %% ../nbs/09a_export.ipynb #2b4d501d
 _unet_top = {'conv_in':'input_blocks.0.0', 'conv_norm_out':'out.0', 'conv_out':'out.2', 'time_embedding.linear_1':'time_embed.0', 'time_embedding.linear_2':'time_embed.2',
@@ -160,7 +160,7 @@ def kohya_tensors(
     if _kohya[r.method]=='lycoris.kohya': about['ss_network_args'] = json.dumps(dict(algo='lora' if r.method=='dora' else r.method))
     return out, {k:str(v) for k,v in about.items()}
 
-# %% ../nbs/09a_export.ipynb #1a65fb6f
+# %% ../nbs/09a_export.ipynb #1e1fb155
 def _where(base):
     "A base in the words of Python, without the paths of this machine."
     if base=='tiny': return 'from styleboost.sources import TINY as base'
@@ -185,11 +185,11 @@ def snippet(
     return (f'import torch\nfrom diffusers import {cls}{"" if to=="diffusers" else ", "+sched}\n\n{load}'
             f'image = pipe("{style_prompt("woman farmer", run.words)}", num_inference_steps={r["steps_sampled"]}, guidance_scale={float(r["guidance"])},\n             generator=torch.Generator().manual_seed(0)).images[0]')
 
-def _at_the_end(rows, steps):
-    "A study's scores of the weights that are exported, those of the last step: group -> metric -> value."
+def _at(rows, step):
+    "A study's scores of the weights of a step: group -> metric -> value."
     table = {}
     for r in sorted(rows, key=lambda r: r['split']=='test'):                              # test scores, where there are some, over those of validation
-        if r['step']==steps: table.setdefault(f'{r["group"]}, {r["split"]}', dict(n=r['n']))[r['metric']] = r['value']
+        if r['step']==step: table.setdefault(f'{r["group"]}, {r["split"]}', dict(n=r['n']))[r['metric']] = r['value']
     return table
 
 def _scores(run):
@@ -198,7 +198,8 @@ def _scores(run):
     if not f.exists(): return ''
     try:
         table = json.loads(f.read_text('utf-8'))
-        if 'rows' in table: table = _at_the_end(table['rows'], run.recipe['steps'])       # a study's
+        if 'rows' in table: table = _at(table['rows'], run.step or run.recipe['steps'])   # a study's
+        elif run.step: return ''                                                          # those of the end
         keys = list(dict.fromkeys(k for row in table.values() for k in row))
     except (OSError, ValueError, AttributeError, TypeError) as e: raise StyleboostError(f'{f} cannot be read ({e}); remove it or score the run again.') from e
     if not table: return ''
@@ -228,11 +229,11 @@ def card(
     return ('---\n'+''.join(f'{k}: {json.dumps(v)}\n' for k,v in front.items())+f'---\n\n# {run.folder.resolve().name}\n\n'
         f'{name} (hash `{run.info["base_hash"]}`), tuned to a style by [styleboost](https://github.com/styleboost/styleboost): ask for `{style_prompt("…", run.words)}`.\n\n{seen}'
         f'## Use\n{code}{other}\n{_scores(run)}'
-        f'## Recipe\n\n{words}\n\nMethod {r["method"]}, {r["steps"]} steps, batch {r["batch"]} of each binding, learning rate {r["lr"]:g}, {r["resolution"]} pixels, seed {run.seed}; recipe hash `{run.info["recipe_hash"]}`.\n\n'
+        f'## Recipe\n\n{words}\n\nMethod {r["method"]}, {" of ".join(str(s) for s in (run.step, r["steps"]) if s)} steps, batch {r["batch"]} of each binding, learning rate {r["lr"]:g}, {r["resolution"]} pixels, seed {run.seed}; recipe hash `{run.info["recipe_hash"]}`.\n\n'
         f'<details><summary>All settings</summary>\n\n```json\n{json.dumps(settings, indent=1, ensure_ascii=False)}\n```\n\n{", ".join(f"{k} {v}" for k,v in run.info["versions"].items())}\n\n</details>\n\n'
         '## Licence and consent\n\nThis model is made of its base and of the pictures above. It may be used and passed on only as the licence of the base allows and as the makers of those pictures agree; a style learnt from a living artist should not be published without asking them, nor should likenesses of people who did not agree.\n')
 
-# %% ../nbs/09a_export.ipynb #0c82e840
+# %% ../nbs/09a_export.ipynb #76dae9e0
 LAYOUTS = ('diffusers','single-file','lora','kohya')
 _drawn = ('woman farmer','man with glasses','house','dog')
 
@@ -243,13 +244,13 @@ def _pictures(run, folder):
         shutil.copy(f, folder/f.name); shown[f.name] = 'StyleRef' if f.stem.endswith('style') else 'Auxiliary images'
     if len(sheets)<len(run.recipe['bindings']): note(f'{run.folder/"sheets"} lacks sheets of the training pictures; the card goes without.')
     r, samples = run.recipe, run.folder/'samples'
-    if samples.is_dir(): ims = ImageSet.from_folder(samples); ims, said = ims[:16], [p.caption for p in ims[:16]]
+    if samples.is_dir() and run.step is None: ims = ImageSet.from_folder(samples); ims, said = ims[:16], [p.caption for p in ims[:16]]
     else: ims, said = sample(run, _drawn, 0, r['steps_sampled'], r['guidance'], r['scheduler'], device='cpu', progress=True), _drawn
     contact_sheet(ims, 4, 128).save(folder/'samples.jpg', quality=88)
     return {'samples.jpg': f'Drawn by this model: {", ".join(said)}', **shown}
 
 def export(
-    run:Run|str|Path,    # a finished run
+    run:Run|str|Path,    # a finished run; `Run(folder, step)` for what it had learnt by a step that it kept
     out:str|Path,        # a folder that is empty or does not exist; or a .safetensors file, for that file alone
     to:str='diffusers',  # the layout: diffusers, single-file, lora or kohya
     half:bool=False,     # in half precision, as most shared files are

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LEVERS', 'Run', 'keep_sheets', 'save_checkpoint', 'versions', 'between_steps', 'move', 'explained_memory', 'train']
 
-# %% ../nbs/09_training.ipynb #d3c71b41
+# %% ../nbs/09_training.ipynb #a5424e2e
 import copy, json, os, shutil, signal, threading, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import fields, replace
@@ -25,31 +25,33 @@ from . import __version__
 from .base import Base, check_token, complete, load_base
 from .batches import Batches, read_tensors, save_tensors
 from .images import StyleboostError, contact_sheet, new_folder, note, write_whole
-from .memory import Stepper, best_precision, checkpoint_activations, in_half, plan, set_attention, DTYPES
+from .memory import Stepper, best_precision, channels_last, checkpoint_activations, in_half, plan, set_attention, DTYPES
 from .methods import Method, method_for, suggested
 from .objective import Objective, total_loss
 from .priors import resolve
 from .recipes import Generated, Recipe
 
-# %% ../nbs/09_training.ipynb #81d6220d
+# %% ../nbs/09_training.ipynb #34503b66
 class Run:
     "A recipe and a seed, carried out: a folder with recipe, log and weights. Opens as a model for `sample`."
     def __init__(self,
         folder:str|Path,  # as `train` made it
+        step:int=None,    # a step of `snapshots`, to open what had been learnt by then; the end unless given
     ):
         self.folder = Path(folder)
         if not (self.folder/'recipe.json').exists(): raise StyleboostError(f'{folder} is no run: it has no recipe.json; give a folder that `styleboost train` wrote.')
         try: self.info = json.loads((self.folder/'recipe.json').read_text('utf-8')); self.recipe, self.seed, _ = (self.info[k] for k in ('recipe','seed','base_hash'))
         except (OSError, ValueError, KeyError, TypeError) as e: raise StyleboostError(f'{self.folder/"recipe.json"} is not the recipe of a run ({e}); choose another folder.') from e
-        self._model = None
+        self._model, self.step = None, None if step==self.recipe.get('steps') else step
+        if self.step is not None and self.step not in self.snapshots: raise StyleboostError(f'{self.folder} kept no weights of step {step}; it has {", ".join(map(str, self.snapshots)) or "only those of its end"}.')
     @property
     def weights(self):
-        "The file of what was learnt."
-        return self.folder/'weights'/'tuned.safetensors'
+        "The file of what was learnt, by the end or by `step`."
+        return self.folder/'weights'/'tuned.safetensors' if self.step is None else self.snapshots[self.step]
     @property
     def done(self):
         "Whether it was carried out to the end."
-        return self.weights.exists()
+        return (self.folder/'weights'/'tuned.safetensors').exists()
     @property
     def words(self):
         "What the style is called in a prompt: the token, or both of Multi-StyleForge's."
@@ -75,22 +77,20 @@ class Run:
         return max((self.folder/'checkpoints').glob('step-*'), default=None)
     def __repr__(self): return f'Run({str(self.folder)!r}, {self.recipe["name"]}, seed {self.seed}, {"done" if self.done else "unfinished"})'
 
-# %% ../nbs/09_training.ipynb #428691af
+# %% ../nbs/09_training.ipynb #8143fc9c
 @patch
 def model(self:Run,
     device:str='cpu',
-    step:int=None,     # a step of `snapshots`; the end unless given
     base:Base=None,    # the untouched base to use instead of loading it; it is not changed
 )->Base:
     "The base with what this run learnt in it."
-    key = (torch.device(device).type, step)
+    key = torch.device(device).type
     if self._model is None or self._model[0]!=key:
-        if step is not None and step not in self.snapshots: raise StyleboostError(f'{self.folder} kept no weights of step {step}; it has {", ".join(map(str, self.snapshots)) or "only those of its end"}.')
-        if step is None and not self.done: raise StyleboostError(f'{self.folder} is not finished; go on with `styleboost train … --out {self.folder} --resume`.')
+        if self.step is None and not self.done: raise StyleboostError(f'{self.folder} is not finished; go on with `styleboost train … --out {self.folder} --resume`.')
         if base is None: base = load_base(self.recipe['base'], device)
         else: base = replace(base, **copy.deepcopy(base.models)); move(device, *base.models.values())
         if base.hash!=self.info['base_hash']: raise StyleboostError(f'{self.folder} was trained on a base with hash {self.info["base_hash"]}, and {self.recipe["base"]} now has {base.hash}; put the old base back, or train again.')
-        parts = self.method.setup(base); self.method.load(base, read_tensors(self.snapshots[step] if step is not None else self.weights))
+        parts = self.method.setup(base); self.method.load(base, read_tensors(self.weights))
         for part in parts.values(): part.requires_grad_(False).eval()
         self._model = key, replace(base, token=self.words)
     return self._model[1]
@@ -126,7 +126,7 @@ def save_checkpoint(
     for o in old:
         if o!=new: shutil.rmtree(o)
 
-# %% ../nbs/09_training.ipynb #098f7963
+# %% ../nbs/09_training.ipynb #305864c8
 def _free(out, resume):
     "Whether the folder is new; refuses one that is taken."
     if (out/'recipe.json').exists():
@@ -139,12 +139,15 @@ def _free(out, resume):
 LEVERS = ('attention','checkpointing','accumulate')   # what may differ in a resumed run
 
 def _same(out, recipe, info):
-    "Refuses to go on with another run than the folder holds."
+    "What the folder is to say of a run that goes on with other levers, None if what it says stands; refuses another run."
     was = Run(out).info
-    changed = [k for k,*_ in recipe.diff(was['recipe'])]
+    latest = dict(was['recipe'], **{k:v for r in was.get('resumed', []) for k,v in r.items()})
+    changed = [k for k,*_ in recipe.diff(latest)]
     other = [k for k in ('seed','base_hash') if was[k]!=info[k]] + [k for k in changed if k not in LEVERS]
     if other: raise StyleboostError(f'{out} holds another run: it differs in {", ".join(other)}; give the same recipe to resume it, or choose another folder.')
-    if changed: note(f'{out} goes on with another setting of {", ".join(changed)}, which changes what it needs and, but for rounding, not what it learns.')
+    if not changed: return None
+    note(f'{out} goes on with another setting of {", ".join(changed)}, which changes what it needs and, but for rounding, not what it learns.')
+    return dict(was, resumed=was.get('resumed', [])+[{k:getattr(recipe, k) for k in changed}])
 
 def versions()->dict:
     "What a run should remember of its surroundings."
@@ -162,7 +165,7 @@ def between_steps():
     try: yield asked
     finally: signal.signal(signal.SIGINT, was)
 
-# %% ../nbs/09_training.ipynb #c476339a
+# %% ../nbs/09_training.ipynb #ba6ba76f
 def _accelerator(recipe, trackers, out, device):
     "accelerate's view of the devices."
     if device not in (None,'cpu'): raise StyleboostError(f'The device {device!r} cannot be asked for; give cpu, or nothing and let accelerate choose (CUDA_VISIBLE_DEVICES says among which).')
@@ -233,8 +236,9 @@ def train(
     with acc.main_process_first(), explained_memory(recipe, 'while the prior was generated'): recipe = resolve(recipe, fresh, cache, progress and first)
     if orders: move('cpu', fresh.unet, *fresh.encoders.values())
     info = dict(recipe=recipe.to_dict(), seed=seed, base_hash=fresh.hash, recipe_hash=recipe.hash, versions=versions())
-    if not new: _same(out, recipe, info)
-    elif first: write_whole({new_folder(out)/'recipe.json': json.dumps(info, indent=1, ensure_ascii=False)+'\n'})
+    if not new: info = _same(out, recipe, info)
+    acc.wait_for_everyone()                                                                  # all have read it before the first writes
+    if first and info: write_whole({(new_folder(out) if new else out)/'recipe.json': json.dumps(info, indent=1, ensure_ascii=False)+'\n'})
     if first and not (out/'sheets').exists(): keep_sheets(out, recipe)
     acc.wait_for_everyone()
     run = Run(out)
@@ -249,6 +253,7 @@ def train(
         with torch.no_grad(): cond = fresh.condition(batches.prompts, recipe.pad)
         move(rest, *fresh.encoders.values())
     in_half(fresh, recipe); move(acc.device, fresh.unet)                                     # the largest comes last, when the others have gone
+    channels_last(fresh, recipe, acc.device)
     if recipe.checkpointing: checkpoint_activations(parts)
     if recipe.attention!='sdpa':
         running = set_attention(fresh.unet, recipe.attention, DTYPES[recipe.precision])
@@ -291,12 +296,12 @@ def train(
         nonlocal t0
         began, resting = time.time(), [fresh.vae, *(() if cond is None else fresh.encoders.values())]
         try:
-            move(acc.device, *resting)
+            move(acc.device, *resting); fresh.unet.to(memory_format=torch.contiguous_format) # as a run is opened
             for m in parts.values(): m.eval()
             with torch.random.fork_rng([acc.device] if acc.device.type=='cuda' else []), torch.no_grad(), acc.autocast(): yield replace(fresh, token=run.words)
         finally:
             for m in parts.values(): m.train()
-            move(rest, *resting)
+            channels_last(fresh, recipe, acc.device); move(rest, *resting)
             t0 += time.time()-began                                                          # looking is not training
     for m in parts.values(): m.train()
     bar, stopped = tqdm(total=recipe.steps, initial=step, desc=recipe.name, disable=not (progress and first), unit='step'), False

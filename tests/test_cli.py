@@ -16,12 +16,12 @@ from styleboost.training import Run
 OPTIONS = dict(
     demo='--style --out --quick --seed --aux',
     train='--ref --out --aux --base --recipe --preset --method --text-encoder --rank --alpha --targets --no-text-encoder --token --aux-count --class-prompt --prior-weight --resolution --steps --batch --lr --min-snr --precision --memory --attention --checkpointing --optimizer --fused-backward --weights --accumulate --buckets --latents --snapshots --checkpoint --seed --tracker --resume',
-    sample='--out --prompt --prompts --n --seed --steps --guidance --scheduler --negative',
+    sample='--out --prompt --prompts --n --seed --steps --guidance --scheduler --negative --at',
     plan='--base --memory --method --rank --targets --text-encoder --no-text-encoder --prior --resolution --batch --precision --checkpointing --optimizer --fused-backward --weights --accumulate --processes --device',
     score='--reference --prompts --ref --encoder --out',
     suggest='--ref --pool --out --k --people --near --general --itself --encoder',
     compare='--out --aux --style --ref --reference --prompts --validation --base --seeds --steps --method --recipe --aux-count --sampler --encoder --ray --gpus',
-    export='--out --to --half --pictures --no-pictures --push',
+    export='--out --to --at --half --pictures --no-pictures --push',
     env='')
 
 def in_process(*args):
@@ -233,6 +233,8 @@ BAD = {
     'a study among other things': (['compare', '--aux', 'none', '--out', '{here}'], '{here}'),
     'a study of an unknown base': (['compare', '--aux', 'none', '--base', '{tmp}/gone', '--out', '{tmp}/out'], 'gone'),
     'an export of nothing': (['export', '{tmp}/gone', '--out', '{tmp}/out'], 'gone'),
+    'an export of a step that was not kept': (['export', '{here}/run', '--at', '1', '--out', '{tmp}/out'], 'step 1'),
+    'a base at a step': (['sample', 'tiny', '--at', '1', '--prompt', 'x', '--out', '{tmp}/out'], '--at'),
     'an export to an unknown layout': (['export', '{here}/run', '--to', 'gone', '--out', '{tmp}/out'], 'gone'),
     'an export into a file': (['export', '{here}/run', '--out', '{tmp}/words.txt'], 'words.txt'),
     'a demo of an unknown style': (['demo', '--style', 'gone', '--out', '{tmp}/out'], 'gone'),

@@ -252,6 +252,13 @@ def test_sdxl_loras_for_kohya_are_named_as_kohya_names_them_and_diffusers_reads_
     pipe.load_lora_weights(tmp_path/'k.safetensors')
     assert same(drawn(pipe), after)
 
+def test_what_was_learnt_by_a_step_that_was_kept_is_exported_as_it_was(quick, base, tmp_path):
+    run = train(quick(steps=4, lr=1e-2), tmp_path/'run', base=base, progress=False, device='cpu', snapshots=(2,))
+    out = export(Run(run.folder, 2), tmp_path/'out', pictures=False)
+    early, late = ours(Run(run.folder, 2)), ours(run)
+    assert same(ours(load_base(out)), early) and not same(early, late)
+    assert '2 of 4 steps' in (out/'README.md').read_text()
+
 # the folder and the card
 
 def test_a_card_shows_what_was_shown_what_is_drawn_and_how_it_scored(runs, ref, aux, tmp_path):

@@ -12,7 +12,7 @@ from styleboost.blanks import blank
 from styleboost.memory import LiveBytes, Stepper, attention_of, gigabytes, head_sizes, in_half, plan, round_stochastically, set_attention, xformers_fault
 from styleboost.methods import method_for
 from styleboost.recipes import Generated, Recipe, multi, with_prior
-from styleboost.training import train
+from styleboost.training import Run, train
 
 # attention
 
@@ -217,11 +217,12 @@ def test_snapshots_are_the_weights_of_their_step(base, quick, tmp_path):
     long, short = go('long', 4, snapshots=(2,)), go('short', 2)
     a, b = load_file(long.snapshots[2]), load_file(short.weights)
     assert list(long.snapshots)==[2] and all(torch.equal(a[k], b[k]) for k in a)
-    assert torch.equal(long.model(step=2).unet.conv_in.weight, short.model().unet.conv_in.weight)
+    assert torch.equal(Run(long.folder, 2).model().unet.conv_in.weight, short.model().unet.conv_in.weight)
 
 def test_a_snapshot_that_was_not_kept_is_refused(base, quick, tmp_path, refused):
     run = train(quick(), tmp_path/'run', base=base, device='cpu', progress=False)
-    with refused('step 7'): run.model(step=7)
+    with refused('step 7', 'only those of its end'): Run(run.folder, 7)
+    assert Run(run.folder, run.recipe['steps']).weights==run.weights
 
 def test_running_out_of_memory_says_what_to_pull(base, quick, tmp_path, refused, monkeypatch):
     def full(*a): raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB.\nmore')

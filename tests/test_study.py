@@ -1,6 +1,7 @@
 "Studies: nothing is drawn twice, nothing is lost, nothing is mixed, and what is reported chose nothing."
 import json, os, re, shutil, signal, subprocess, sys, time
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pandas as pd, pytest, torch
 
@@ -12,6 +13,7 @@ from styleboost.metrics import METRICS
 from styleboost.recipes import Prompt, with_prior
 from styleboost.results import COLUMNS, Results
 from styleboost.study import Study, arm_name, arm_recipe
+from styleboost.training import Run
 
 class Killed(BaseException): "Ends the process as far as the code can tell: nothing catches it."
 
@@ -83,6 +85,17 @@ def test_the_folder_can_be_taken_elsewhere(straight, tmp_path):
     assert [c['name'] for c in data['columns']]==['base','none','aux'] and data['verdict']
     machine = [f for f in there.folder.rglob('*.json') if str(straight.folder) in f.read_text()]
     assert machine==[]
+
+def test_a_disk_too_small_for_the_weights_is_said_beforehand(straight, make, tmp_path, said, monkeypatch):
+    room = lambda free: monkeypatch.setattr(shutil, 'disk_usage', lambda at: SimpleNamespace(free=free))
+    study = make(tmp_path/'s')
+    size = rooms.weights_bytes(study.recipes['none'], study.bench.loaded)
+    file = Run(straight.run_folder('none', 0)).weights.stat().st_size
+    assert .98*file<size<file
+    room(size*8); study.begin()
+    assert not any('GB' in m for m in said())
+    room(size*8-1); study.begin()                                      # two arms, two seeds, two checkpoints
+    assert any('GB of weights' in m and 'lora' in m for m in said())
 
 def test_few_prompts_are_scored_with_what_they_allow(make, tmp_path, said):
     make(tmp_path/'s', seeds=(0,)).run(progress=False)

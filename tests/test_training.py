@@ -290,6 +290,12 @@ def test_a_recipe_that_is_not_ours_is_refused(go, quick, refused, tmp_path, text
     with refused(tmp_path/'run'): Run(tmp_path/'run')
     assert (tmp_path/'run'/'recipe.json').read_text()==text
 
+def test_a_run_that_goes_on_with_other_levers_says_so(base, quick, tmp_path, caplog):
+    go = lambda **kw: train(quick(steps=4, batch=2, **kw), tmp_path/'run', base=base, device='cpu', resume=True, progress=False, every=1, watch=lambda line: line['step']<4)
+    go(); go(accumulate=2); go(accumulate=2); run = go()
+    assert run.info['resumed']==[dict(accumulate=2), dict(accumulate=1)] and run.recipe['accumulate']==1
+    assert [r['step'] for r in run.log]==[1,2,3,4] and caplog.text.count('another setting of accumulate')==2
+
 @pytest.mark.parametrize('word, change, seed', [('lr', dict(lr=1e-4), 0), ('min_snr', dict(min_snr=5.), 0), ('bindings', dict(weight=.5), 0), ('seed', {}, 1)])
 def test_resuming_as_another_run_names_the_difference(straight, base, quick, refused, word, change, seed):
     with refused(straight.folder, f'differs in {word};'): train(quick(steps=4, checkpoint=2, **change), straight.folder, seed, base, resume=True, progress=False)

@@ -27,7 +27,7 @@ from ..training import Run
 from .page import number_rows, write_page
 from .panels import Panel, Tiles, gridded, row, thumb
 
-# %% ../../nbs/widgets/04_compare.ipynb #c02172f9
+# %% ../../nbs/widgets/04_compare.ipynb #5b8949bf
 class Runs:
     "Runs seen as a study: pictures are drawn when they are asked for."
     def __init__(self,
@@ -64,9 +64,7 @@ class Runs:
         if arm=='base': return draw(load_base(next(iter(self.runs.values())).recipe['base'], self.device)) if self.runs else None
         run = self.runs.get((arm, seed))
         if run is None or not run.done or step not in (*run.snapshots, run.recipe['steps']): return None
-        ims = draw(run.model(self.device, None if step==run.recipe['steps'] else step))
-        run._model = None                                                     # a few large models would not fit
-        return ims
+        return draw(Run(run.folder, step).model(self.device))                 # opened anew each time: a few large models would not fit
     def table(self):
         "What has been drawn so far, scored; empty without a reference."
         rows = []
