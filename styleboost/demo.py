@@ -41,7 +41,7 @@ def arms(
     rs = [no_prior(ref, **kw), dreambooth(ref, n, seed=seed, **kw), styleboost(ref, aux, n, seed=seed, **kw)]
     return {r.name:r for r in rs}
 
-# %% ../nbs/11a_demo.ipynb #05171c1f
+# %% ../nbs/11a_demo.ipynb #8cbd6cf6
 TITLES = dict(truth='the artist\'s own', base='untouched base', none='no prior', generated='generated prior (DreamBooth)', aux='auxiliary images (StyleBoost)')
 
 def verdict(
@@ -55,7 +55,7 @@ def verdict(
     if gap>2*spread: out.append(f'Nearest to the true style: {TITLES[best]}, with a KID of {k(best):.3f}; {TITLES[second]} is next with {k(second):.3f}. The gap is wider than the sampling spread ({spread:.3f}), but it comes from one seed, and another may order them differently.')
     else: out.append(f'No clear winner: {TITLES[best]} ({k(best):.3f}) and {TITLES[second]} ({k(second):.3f}) are nearest to the true style by KID, and the gap of {gap:.3f} is less than twice the spread that the choice of pictures alone makes ({spread:.3f}).')
     moved = [a for a in rank if k(a)<k('base')]
-    out.append(f'The untouched base stands at {k("base"):.3f}; ' + ('every arm came nearer to the style.' if len(moved)==len(rank) else f'{", ".join(TITLES[a] for a in moved) or "no arm"} came nearer to the style.'))
+    out.append(f'The untouched base stands at {k("base"):.3f}; ' + ('every arm came nearer to the style.' if len(moved)==len(rank) else f'nearer to the style came: {", ".join(TITLES[a] for a in moved) or "none of the arms"}.'))
     share = lambda metric, group: ', '.join(f'{TITLES[a]} {scores[a][metric][group]:.0%}' for a in ['truth',*rank] if a in scores)
     out.append(f'People where asked for, as the judge sees them: {share("people_rate","people")}. Where not asked for: {share("false_people_rate","things")}.')
     return out

@@ -192,7 +192,7 @@ def _why(self:Compare):
     if set(drawn)&set(self.arms) and len(empty)==len([a for a in self.arms if a!=TRUTH]): return ['There are no pictures yet; run the study first, then call refresh().']
     return out + ([f'Not drawn at this step: {", ".join(empty)}.{" Test prompts are drawn at the chosen steps alone; the validation prompts have all." if self.split=="test" and "validation" in self.asked else ""}'] if empty else [])
 
-# %% ../../nbs/widgets/04_compare.ipynb #36ea0ffe
+# %% ../../nbs/widgets/04_compare.ipynb #acc871e2
 @patch
 def refresh(self:Compare):
     "Looks at the study again, which may have gone on."
@@ -220,7 +220,7 @@ def _draw(self:Compare, change=None):
         tiles = self._tiles[k]
         tiles.show([thumb(ims[i], 192) if ims[i] is not None else None for i in at], hints=[f'{self.prompts[i].text}, {TITLES.get(k, k)}' for i in at])
         step = '' if k in (BASE, TRUTH) else f'step {self.step_of(k)}'
-        self._heads[k].value = f'<div class="sb-head"><b>{escape(TITLES.get(k, k))}</b><span class="soft">{"failed" if (k, self.seed) in self.study.failed else step}</span></div>'
+        self._heads[k].value = f'<div class="sb-head"><b title="{escape(TITLES.get(k, k))}">{escape(TITLES.get(k, k))}</b><span class="soft">{"failed" if (k, self.seed) in self.study.failed else step}</span></div>'
     self._labels.value = '<div class="sb-labels">' + ''.join(f'<div><span>{escape(self.prompts[i].text)}</span></div>' for i in at) + '</div>'
     end, n = self._first+len(at), len(self._order)
     self._where.value = f'<span class="soft">{self._first+1}–{end} of {n} prompts</span>' if n else '<span class="soft">no such prompts</span>'
@@ -278,13 +278,13 @@ def _close_up(self:Compare, change=None):
     self._picture.value = data.getvalue()
     self._what.value = f'<h4>{escape(self.prompts[self.prompt].text)}</h4>'
 
-# %% ../../nbs/widgets/04_compare.ipynb #8764b922
+# %% ../../nbs/widgets/04_compare.ipynb #93edfc8b
 CSS = '''<style>.sb.compare{--tile:TILEpx;--label:112px}.sb .sb-grid{display:flex;gap:4px;align-items:flex-start}.sb .sb-grid>*{flex:none;margin:0}.sb .sb-grid .sb-tiles{grid-template-columns:var(--tile);grid-auto-rows:var(--tile);gap:4px;margin:0}
 .sb.compare .sb-tile.jupyter-button{padding:3px;height:var(--tile)}.sb.compare .sb-tile.jupyter-button::before{margin:0}.sb.compare .sb-tile.mod-active::after{display:none}
-.sb .sb-head{width:var(--tile);height:52px;display:flex;flex-direction:column;justify-content:flex-end;line-height:1.25;padding:0 3px 5px;box-sizing:border-box;overflow-wrap:anywhere;font-size:12px}.sb .sb-labels{width:var(--label);padding-top:52px;display:grid;grid-auto-rows:var(--tile);gap:4px}.sb .sb-labels>div{display:flex;align-items:center;line-height:1.3;padding-right:10px;overflow:hidden}
-.sb .sb-numbers{display:grid;gap:6px 4px;margin-top:10px;font-size:12px;line-height:1.3;font-variant-numeric:tabular-nums}.sb .sb-numbers>div{padding:0 3px}.sb .sb-numbers small{display:block;color:var(--soft);font-size:10.5px;white-space:nowrap}
+.sb .sb-head{width:var(--tile);height:52px;display:flex;flex-direction:column;justify-content:flex-end;line-height:1.25;padding:0 1px 5px;box-sizing:border-box;overflow-wrap:anywhere;font-size:HEADpx}.sb .sb-head b{display:-webkit-box;-webkit-box-orient:vertical;-webkit-line-clamp:2;overflow:hidden}.sb.compare .sb-sides .sb-wide{overflow-x:auto;max-width:100%;padding-bottom:6px}.sb .sb-labels{width:var(--label);padding-top:52px;display:grid;grid-auto-rows:var(--tile);gap:4px}.sb .sb-labels>div{display:flex;align-items:center;line-height:1.3;padding-right:10px;overflow:hidden}
+.sb .sb-numbers{display:grid;gap:6px 4px;margin-top:10px;font-size:12px;line-height:1.3;font-variant-numeric:tabular-nums}.sb .sb-numbers>div{padding:0 3px}.sb .sb-numbers small{display:block;color:var(--soft);font-size:10.5px}
 .sb .bar{position:relative;display:block;height:8px;margin:2px 6px 0 4px}.sb .bar i{position:absolute;top:3px;height:2px;background:var(--soft)}.sb .bar u{position:absolute;top:0;width:8px;height:8px;margin-left:-4px;border-radius:50%;background:var(--mark)}
-.sb .sb-sides{display:flex;flex-wrap:wrap;gap:16px 24px;align-items:flex-start;margin-top:8px}.sb .sb-sides>*{margin:0}.sb .sb-close{flex:1 1 240px;max-width:340px;min-width:0}.sb .sb-close img{width:100%;height:auto;border-radius:8px;box-shadow:0 0 0 1px var(--line);margin:8px 0;background:#fff}.sb .sb-close .widget-dropdown,.sb .sb-close .widget-hslider{flex:1 1 0;width:auto;min-width:0}.sb .sb-close .widget-box{gap:8px;width:100%}.sb .sb-close .sb-row{flex-flow:row nowrap}</style>'''
+.sb .sb-sides{display:flex;flex-wrap:wrap;gap:16px 24px;align-items:flex-start;margin-top:8px}.sb .sb-sides>*{margin:0;min-width:0;max-width:100%}.sb .sb-close{flex:1 1 240px;max-width:340px;min-width:0}.sb .sb-close img{width:100%;height:auto;border-radius:8px;box-shadow:0 0 0 1px var(--line);margin:8px 0;background:#fff}.sb .sb-close .widget-dropdown,.sb .sb-close .widget-hslider{flex:1 1 0;width:auto;min-width:0}.sb .sb-close .widget-box{gap:8px;width:100%}.sb .sb-close .sb-row{flex-flow:row nowrap}</style>'''
 
 @patch
 def _build(self:Compare, arms):
@@ -310,9 +310,10 @@ def _build(self:Compare, arms):
     second = row('Show', *self._toggles.values())
     grid = HBox([self._labels, *self._columns.values()]); grid.add_class('sb-grid')
     close = VBox([self._what, self._picture, HBox([self._a, self._b]), row(self._blend, self.button('Flip', self.flip, 'the other of the two'))]); close.add_class('sb-close')
-    sides = HBox([VBox([grid, self._numbers, row(self._back, self._where, self._on)]), close]); sides.add_class('sb-sides')
-    tile = 100 if n<=4 else 80 if n<=6 else 64
-    self.fill(HTML(CSS.replace('TILE', str(tile))), HTML(f'<h4>{escape(self.title)}</h4>'), first, second, sides)
+    scrolled = VBox([grid, self._numbers]); scrolled.add_class('sb-wide')
+    sides = HBox([VBox([scrolled, row(self._back, self._where, self._on)]), close]); sides.add_class('sb-sides')
+    tile, head = (100,12) if n<=4 else (80,12) if n<=6 else (72,11)
+    self.fill(HTML(CSS.replace('TILE', str(tile)).replace('HEAD', str(head))), HTML(f'<h4>{escape(self.title)}</h4>'), first, second, sides)
 
 # %% ../../nbs/widgets/04_compare.ipynb #4842a27d
 @patch
