@@ -175,11 +175,15 @@ def code():
     for f in sorted(Path(styleboost_.__file__).parent.rglob('*.py')): h.update(f.read_bytes())
     return h.hexdigest()[:8]
 
+def processor():
+    "The processor's name, as far as the system tells it."
+    cpus = Path('/proc/cpuinfo')
+    return next((l.split(':',1)[1].strip() for l in cpus.read_text().splitlines() if l.startswith('model name')), '') if cpus.exists() else platform.processor()
+
 def setting(a):
     source = a.script.read_bytes()
     least = re.search(rb'^check_min_version\("(.*?)"\)', source, re.M)
-    cpu = next((l.split(':',1)[1].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name')), '') if Path('/proc/cpuinfo').exists() else platform.processor()
-    return dict(device=f'{cpu or platform.machine()}, CPU', threads=a.threads, base=weights_hash(find_base(a.base)), peer_sha256=hashlib.sha256(source).hexdigest()[:16],
+    return dict(device=f'{processor() or platform.machine()}, CPU', threads=a.threads, base=weights_hash(find_base(a.base)), peer_sha256=hashlib.sha256(source).hexdigest()[:16],
         peer_asks_for_diffusers=least[1].decode() if least else 'any version', torchvision='its own' if find_spec('torchvision') else 'stand-in transforms.py', python=platform.python_version(), **versions())
 
 # 1. First losses

@@ -91,11 +91,11 @@ def main():
     p.add_argument('--out', type=Path, default=Path(__file__).with_suffix('.json'))
     a = p.parse_args()
     if wrong:=[x for x in a.parts if x not in PARTS]: p.error(f'there is no part {wrong[0]}; choose from {", ".join(PARTS)}')
+    from peer import processor
     from styleboost.training import versions
     kept = json.loads(a.out.read_text()) if a.out.exists() else {}
     for name in a.parts or PARTS:
         kept[name] = PARTS[name](); print(json.dumps({name:kept[name]}, indent=1), flush=True)
-        cpu = next((l.split(':',1)[1].strip() for l in Path('/proc/cpuinfo').read_text().splitlines() if l.startswith('model name')), platform.machine()) if Path('/proc/cpuinfo').exists() else platform.machine()
-        a.out.write_text(json.dumps(dict(kept, device=f'{cpu}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, no GPU', **versions()), indent=1)+'\n')
+        a.out.write_text(json.dumps(dict(kept, device=f'{processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, no GPU', **versions()), indent=1)+'\n')
 
 if __name__=='__main__': main()

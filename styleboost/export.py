@@ -233,7 +233,7 @@ def card(
         f'<details><summary>All settings</summary>\n\n```json\n{json.dumps(settings, indent=1, ensure_ascii=False)}\n```\n\n{", ".join(f"{k} {v}" for k,v in run.info["versions"].items())}\n\n</details>\n\n'
         '## Licence and consent\n\nThis model is made of its base and of the pictures above. It may be used and passed on only as the licence of the base allows and as the makers of those pictures agree; a style learnt from a living artist should not be published without asking them, nor should likenesses of people who did not agree.\n')
 
-# %% ../nbs/09a_export.ipynb #76dae9e0
+# %% ../nbs/09a_export.ipynb #d15f6392
 LAYOUTS = ('diffusers','single-file','lora','kohya')
 _drawn = ('woman farmer','man with glasses','house','dog')
 
@@ -244,7 +244,8 @@ def _pictures(run, folder):
         shutil.copy(f, folder/f.name); shown[f.name] = 'StyleRef' if f.stem.endswith('style') else 'Auxiliary images'
     if len(sheets)<len(run.recipe['bindings']): note(f'{run.folder/"sheets"} lacks sheets of the training pictures; the card goes without.')
     r, samples = run.recipe, run.folder/'samples'
-    if samples.is_dir() and run.step is None: ims = ImageSet.from_folder(samples); ims, said = ims[:16], [p.caption for p in ims[:16]]
+    drawn = run.step is None and samples.is_dir() and any(f.is_file() for f in samples.iterdir())   # a study keeps folders there, of prompts of its own
+    if drawn: ims = ImageSet.from_folder(samples); ims, said = ims[:16], [p.caption for p in ims[:16]]
     else: ims, said = sample(run, _drawn, 0, r['steps_sampled'], r['guidance'], r['scheduler'], device='cpu', progress=True), _drawn
     contact_sheet(ims, 4, 128).save(folder/'samples.jpg', quality=88)
     return {'samples.jpg': f'Drawn by this model: {", ".join(said)}', **shown}

@@ -1,5 +1,5 @@
 "Exports: what another program loads draws what the run draws, whatever the method and the layout, and cannot pass for it by accident."
-import copy, json, re
+import copy, json, re, shutil
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -258,6 +258,13 @@ def test_what_was_learnt_by_a_step_that_was_kept_is_exported_as_it_was(quick, ba
     early, late = ours(Run(run.folder, 2)), ours(run)
     assert same(ours(load_base(out)), early) and not same(early, late)
     assert '2 of 4 steps' in (out/'README.md').read_text()
+
+def test_a_cell_of_a_study_keeps_its_samples_in_folders_and_is_exported_all_the_same(runs, tmp_path):
+    run = runs()
+    (run.folder/'samples'/'test-000002').mkdir(parents=True)
+    try: out = export(run, tmp_path/'out', 'lora')
+    finally: shutil.rmtree(run.folder/'samples')
+    assert 'Drawn by this model: woman farmer' in (out.parent/'README.md').read_text()
 
 # the folder and the card
 
