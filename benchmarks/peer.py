@@ -424,8 +424,8 @@ def table(a, results):
     "What was measured, as markdown."
     s, f = results.setting, best_flags(a, results)
     flags_ = ' '.join(map(str, peer_args(a, 'CLASSES', 'OUT', 'N', lr='LR', seed='SEED', n=a.class_images, **f))).replace(str(folder(a,'style',STYLE)), 'STYLE').replace(str(find_base(a.base)), 'BASE').replace(TOLD, f'"{TOLD}"').replace(CLASS, f'"{CLASS}"')
-    loads, codes = [r['load_before'] for r in results.rows.values()], sorted({r['code'] for k,r in results.rows.items() if not k.startswith('flags')})   # flags are tried on the peer alone
-    out = [f'# styleboost and diffusers\' `train_dreambooth.py`\n\nDevice: {s["device"]}, {s["threads"]} threads, no GPU; the machine\'s load before a measurement was {min(loads, default=0)} to {max(loads, default=0)}. Base: weights {s["base"]}. '
+    loads, codes = [r['load_before'] for k,r in results.rows.items() if k.startswith(('speed','clock'))], sorted({r['code'] for k,r in results.rows.items() if not k.startswith('flags')})   # flags are tried on the peer alone
+    out = [f'# styleboost and diffusers\' `train_dreambooth.py`\n\nDevice: {s["device"]}, {s["threads"]} threads, no GPU; the machine\'s load before a timing was {min(loads, default=0)} to {max(loads, default=0)}. Base: weights {s["base"]}. '
         f'torch {s["torch"]}, diffusers {s["diffusers"]}, transformers {s["transformers"]}, accelerate {s["accelerate"]}, styleboost {s["styleboost"]} (sources {", ".join(codes)}{"" if len(codes)<2 else ": not all measurements are of the same version"}), Python {s["python"]}. '
         f'Peer: the script with SHA-256 {s["peer_sha256"]}…, which asks for diffusers {s["peer_asks_for_diffusers"]} or later, run unmodified; torchvision: {s["torchvision"]}. '
         f'Rounds: {a.rounds}, interleaved; medians, with every round in brackets. Style: {len(STYLE)} pictures of OpenMoji; prior: {a.class_images} images.\n\nThe peer\'s flags: `{flags_}`\n']
@@ -457,15 +457,17 @@ def table(a, results):
             out.append(f'| {who} | {m:.1f} | {median(results, n, "class_seconds"):.1f} | {"" if side=="peer" else several(paired(results, peer, n, "seconds"))} |')
     if q:=to_quality(a, results):
         n, base = len(asked('test', a.prompts, a.draws)), results.rows[base_name(a)]['kid']
+        at_end = [{'peer':'the peer\'s','ours':'ours'}[who] for who in ('peer','ours') if q['lr'][who] in (min(a.rates), max(a.rates))]
         out += [f'\n## Time to quality\n\nTarget: the KID that the peer has after its full run of {a.images:,} images, mean of seeds {", ".join(map(str,a.seeds))}: **{q["target"]:.4f}** ({", ".join(f"{e:.4f}" for e in q["ends"])}; the untouched base has {base:.4f}). '
             f'KID of {n} pictures ({a.draws} of each held-out test prompt, DDIM, {a.sampler} steps, guidance 7) to the style\'s own pictures of those prompts, features of the embedded judge. Reached: at or below the target at two checkpoints in a row; the peer\'s last counts alone. '
-            f'Learning rates: the best of {", ".join(f"{r:g}" for r in a.rates)} on validation prompts and seed {VALIDATION}, for both: peer {q["lr"]["peer"]:g}, ours {q["lr"]["ours"]:g}. '
+            f'Learning rates: the best of {", ".join(f"{r:g}" for r in a.rates)} on validation prompts and seed {VALIDATION}, for both: peer {q["lr"]["peer"]:g}, ours {q["lr"]["ours"]:g}{"; at the end of those tried: "+" and ".join(at_end) if at_end else ""}. '
             f'Our recipe: captions, {a.class_images} auxiliary images of `world:people`, {short(a.ours)}. Clock: the runs of the section above (process start, class images included, no checkpoint saved and none scored), median of the second at which the step was done; the checkpoints come from runs of their own.\n\n| seed | peer: step, seconds | ours: step, seconds | times faster |\n|---|---|---|---|']
         ratios = []
         for s,ps,os_,x,y,late in zip(a.seeds, q['steps']['peer'], q['steps']['ours'], q['peer'], q['ours'], q['peer_late']):
             if y: ratios.append(x/y)
-            out.append(f'| {s} | {"its whole run, not reached: more than" if late else ps}, {x:.1f} | {f"{os_}, {y:.1f}" if y else "not reached"} | {f"{x/y:.2f}" if y else "-"} |')
-        out.append(f'| median{"" if all(q["ours"]) else " of those that reached it"} | {statistics.median(q["peer"]):.1f} | {statistics.median(y for y in q["ours"] if y) if ratios else "-"} | {several(ratios)} |')
+            out.append(f'| {s} | {"not in its whole run, more than " if late else f"{ps}, "}{x:.1f} | {f"{os_}, {y:.1f}" if y else "not reached"} | {f"{x/y:.2f}" if y else "-"} |')
+        ours = f'{statistics.median(y for y in q["ours"] if y):.1f}' if ratios else '-'
+        out.append(f'| median{"" if all(q["ours"]) else " of those that reached it"} | {statistics.median(q["peer"]):.1f} | {ours} | {several(ratios)} |')
         if q['target']>=base: out.append('\n**The peer\'s full run is no nearer to the style than the untouched base, so the seconds to its KID say nothing.**')
     out.append('\n## On a GPU\n\nNothing here was measured on a GPU; `benchmarks/gpu.py` measures speed and peak memory of every lever beside the peer\'s scripts where there is one.')
     path = a.out.with_suffix('.md')
