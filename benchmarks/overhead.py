@@ -1,5 +1,5 @@
 "Training images per second of `train` against the bare loop: the same modules, dtype, batch and optimiser on random latents."
-import argparse, json, platform, statistics, tempfile, time
+import argparse, json, os, platform, statistics, tempfile, time
 from dataclasses import replace
 from pathlib import Path
 
@@ -39,6 +39,7 @@ def main():
     p.add_argument('--rounds', type=int, default=5); p.add_argument('--steps', type=int, default=24)
     p.add_argument('--batch', type=int, default=4); p.add_argument('--out', type=Path)
     a = p.parse_args()
+    from peer import processor
     base = load_base('tiny')
     plain = styleboost(style_ref(), pool('people'), n=20, batch=a.batch)
     recipe = complete(replace(plain, bindings=tuple(replace(b, prompt=b.prompt.replace(', {caption}','')) for b in plain.bindings)), base)
@@ -48,7 +49,7 @@ def main():
             x, y = bare(base, recipe, a.steps)[4:], ours(base, recipe, a.steps, f'{d}/{r}')[4:]
             pairs.append((statistics.median(x), statistics.median(y)))
     n = 2*a.batch
-    result = dict(device=f'{platform.machine()} CPU, {torch.get_num_threads()} threads', batch=f'{a.batch} + {a.batch}', dtype='float32',
+    result = dict(device=f'{processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, no GPU', batch=f'{a.batch} + {a.batch}', dtype='float32',
         bare_images_per_second=round(n/statistics.median(x for x,_ in pairs), 1), train_images_per_second=round(n/statistics.median(y for _,y in pairs), 1),
         ratio=round(statistics.median(y/x for x,y in pairs), 3), ratios=[round(y/x,3) for x,y in pairs], **versions())
     print(json.dumps(result, indent=1))
