@@ -5,6 +5,7 @@ from pathlib import Path
 
 import torch
 
+from peer import processor
 from styleboost.base import complete, load_base
 from styleboost.methods import method_for
 from styleboost.recipes import styleboost
@@ -36,10 +37,9 @@ def ours(base, recipe, steps, folder):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument('--rounds', type=int, default=5); p.add_argument('--steps', type=int, default=24)
-    p.add_argument('--batch', type=int, default=4); p.add_argument('--out', type=Path)
+    p.add_argument('--rounds', type=int, default=9); p.add_argument('--steps', type=int, default=24)
+    p.add_argument('--batch', type=int, default=8); p.add_argument('--out', type=Path)
     a = p.parse_args()
-    from peer import processor
     base = load_base('tiny')
     plain = styleboost(style_ref(), pool('people'), n=20, batch=a.batch)
     recipe = complete(replace(plain, bindings=tuple(replace(b, prompt=b.prompt.replace(', {caption}','')) for b in plain.bindings)), base)
