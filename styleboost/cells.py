@@ -6,7 +6,7 @@
 __all__ = ['Style', 'embedded', 'own_style', 'Bench', 'untouched', 'noise', 'sheet_folder', 'kept_pictures', 'keep_pictures',
            'kept_scores', 'tidy', 'has', 'examine', 'learn', 'report_on']
 
-# %% ../nbs/10c_cells.ipynb #0230db11
+# %% ../nbs/10c_cells.ipynb #d59005ea
 import copy, json, time
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -17,10 +17,10 @@ import torch
 
 from .base import Base, load_base
 from .devices import pick_device
-from .images import ImageSet, Picture, StyleboostError, note, png, write_whole
+from .images import ImageSet, StyleboostError, note, write_whole
 from .metrics import METRICS, score, without
 from .recipes import Prompt, Recipe, read_prompts, style_prompt
-from .sampling import sample
+from .sampling import drawn, sample
 from .training import Run, move, train
 from .world import pictures as world
 
@@ -79,7 +79,7 @@ def own_style(
     else: chooses = read(validation)
     return Style(name or ref.name, ref, reference, chooses, asked)
 
-# %% ../nbs/10c_cells.ipynb #99c63415
+# %% ../nbs/10c_cells.ipynb #50d29947
 @dataclass(frozen=True)
 class Bench:
     "What all cells of a study share."
@@ -87,9 +87,9 @@ class Bench:
     base:Base|str           # the untouched base, or what `load_base` takes
     steps:tuple             # checkpoints, the last of which ends the training
     out:Path                # the study's folder
-    sampler:int=20          # sampler steps
+    sampler:int=15          # sampler steps
     guidance:float=7.
-    scheduler:str='ddim'
+    scheduler:str='dpmpp'
     judge:object=None       # an `Encoder` to score with, or what `load_encoder` takes; the embedded one unless given
     device:str=None         # 'cpu' keeps it off the GPU
     @property
@@ -115,7 +115,7 @@ def noise(
     "The seed of the first picture: the same for all arms, another for every seed and split."
     return 2*10**6*seed + 10**6*(split=='validation')
 
-# %% ../nbs/10c_cells.ipynb #12f2feef
+# %% ../nbs/10c_cells.ipynb #01705faa
 def sheet_folder(
     folder:Path,  # of the run
     split:str,
@@ -129,17 +129,17 @@ def kept_pictures(folder:Path, split:str, step:int)->list:
     at = sheet_folder(folder, split, step)
     return [p.open() for p in ImageSet.from_folder(at)] if (at/'metadata.jsonl').exists() else None
 
-def keep_pictures(folder:Path, split:str, step:int, prompts:list, images:list):
-    "Keeps a picture a prompt."
+def keep_pictures(folder:Path, split:str, step:int, prompts:list, images:list, seed:int=0):
+    "Keeps a picture a prompt; `seed` is the first one's."
     at = sheet_folder(folder, split, step)
     at.parent.mkdir(parents=True, exist_ok=True)
-    ImageSet([Picture('picture.png', data=png(im), caption=p.text, people=p.people) for p,im in zip(prompts, images)]).save(at)
+    drawn(images, prompts, seed).save(at)
 
 def kept_scores(folder:Path)->dict:
     "What `scores.json` of a run holds: rows, and seconds by kind of work."
     file = Path(folder)/'scores.json'
     if not file.exists(): return dict(rows=[], seconds={})
-    try: kept = json.loads(file.read_text('utf-8')); return dict(rows=list(kept['rows']), seconds=dict(kept['seconds']))
+    try: kept = json.loads(file.read_text('utf-8')); return dict(rows=list(kept['rows']), seconds=dict(kept.get('seconds', {})))
     except (OSError, ValueError, KeyError, TypeError) as e: raise StyleboostError(f'{file} cannot be read ({e}); remove it to have the pictures scored again.') from e
 
 def tidy(
@@ -155,7 +155,7 @@ def has(kept:dict, split:str, step:int)->bool:
     "Whether a split was scored at a step."
     return any(r['split']==split and r['step']==step for r in kept['rows'])
 
-# %% ../nbs/10c_cells.ipynb #4d80b557
+# %% ../nbs/10c_cells.ipynb #772ae6c7
 def examine(
     bench:Bench,
     folder:Path,   # of the run
@@ -173,11 +173,11 @@ def examine(
     images = kept_pictures(folder, split, step)
     if images is None or len(images)!=len(asked):
         images = sample(model(), [style_prompt(p.text, words) for p in asked], noise(seed, split), bench.sampler, bench.guidance, bench.scheduler, raw=True)
-        keep_pictures(folder, split, step, asked, images)
-    drawn = time.time()
+        keep_pictures(folder, split, step, asked, images, noise(seed, split))
+    looked = time.time()
     rows = tidy(score(images, bench.style.reference, asked, bench.judge, ref=ref, base=None if folder==bench.base_folder else kept_pictures(bench.base_folder, split, 0)), split=split, step=step)
     if not rows: raise StyleboostError(f'Nothing could be measured on {len(asked)} {split} prompts; give more prompts, or more pictures in the reference.')
-    spent = dict(draw=drawn-t, score=time.time()-drawn)
+    spent = dict(draw=looked-t, score=time.time()-looked)
     write_whole({Path(folder)/'scores.json': json.dumps(dict(rows=kept['rows']+rows, seconds=dict(kept['seconds'], **{k:round(kept['seconds'].get(k,0)+v, 2) for k,v in spent.items()})), indent=0)+'\n'})
 
 def _shown(recipe): return ImageSet([p for b in recipe.bindings if b.role=='style' for p in b.images], 'style')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'console', 'say', 'demo', 'train', 'plan', 'sample', 'export', 'score', 'suggest', 'compare', 'env', 'main']
 
-# %% ../nbs/13_cli.ipynb #3a1f2484
+# %% ../nbs/13_cli.ipynb #65958838
 import json, logging, os, re, sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -16,17 +16,17 @@ from rich.console import Console
 from rich.table import Table
 
 from .base import load_base
-from .cells import embedded, own_style
+from .cells import embedded, own_style, tidy
 from .devices import device_report, pick_device
 from .demo import SIZES, demo as run_demo
 from .export import LAYOUTS, export as export_run, push as push_export
-from .images import ImageSet, Picture, StyleboostError, log, new_folder, png, write_whole
+from .images import ImageSet, StyleboostError, log, new_folder, write_whole
 from .metrics import METRICS, score as score_images
 from .memory import DTYPES, attention_of, best_precision, head_sizes, plan as make_plan, xformers_fault
 from .methods import METHODS
 from .priors import prior_images, save_suggestion, suggest as suggest_images
 from .recipes import PRESETS, TOKEN, Generated, Prompt, Recipe, no_prior, read_prompts, style_prompt, with_prior
-from .sampling import sample as sample_images
+from .sampling import drawn, sample as sample_images
 from .study import Study, arm_name
 from .training import Run, train as run_train, versions
 from .world.pictures import STYLES, pool, pools, style_ref
@@ -54,7 +54,7 @@ def demo(
     for sentence in json.loads((page.parent/'report.json').read_text('utf-8'))['verdict']: say(sentence)
     say(f'The report is {page}')
 
-# %% ../nbs/13_cli.ipynb #74f7bd37
+# %% ../nbs/13_cli.ipynb #4bacdaea
 @app.command()
 def train(
     ref:Annotated[Path, typer.Option(help='Folder with the 15-20 style references, half of them people.')],
@@ -131,9 +131,9 @@ def _samples(run, n=8):
     folder = run.folder/'samples'
     if folder.exists(): return
     r = run.recipe
-    captions = ['woman farmer','man with glasses','old woman','firefighter','house','dog','tree','rocket'][:n]
-    ims = sample_images(run, captions, 0, r['steps_sampled'], r['guidance'], r['scheduler'], progress=True)
-    ImageSet([Picture(f'{c.replace(" ","-")}.png', data=png(im), caption=c, people=i<4) for i,(c,im) in enumerate(zip(captions, ims))]).save(folder)
+    asked = [Prompt(t, i<4) for i,t in enumerate(('woman farmer','man with glasses','old woman','firefighter','house','dog','tree','rocket')[:n])]
+    ims = sample_images(run, [p.text for p in asked], 0, r['steps_sampled'], r['guidance'], r['scheduler'], progress=True)
+    drawn(ims, asked).save(folder)
 
 # %% ../nbs/13_cli.ipynb #c1993985
 @app.command()
@@ -163,7 +163,7 @@ def plan(
                       optimizer=optimizer, fused_backward=fused_backward, weights=weights, accumulate=accumulate, **dict(grad_clip=None) if fused_backward else {})
     say(str(make_plan(base, with_prior(recipe, kinds[prior]), device, memory, False if precision=='fp16' else None, processes)))
 
-# %% ../nbs/13_cli.ipynb #c3f6a971
+# %% ../nbs/13_cli.ipynb #e8940db4
 def _model(name, at=None):
     if (Path(name)/'recipe.json').exists(): return Run(name, at)
     if at is not None: raise StyleboostError(f'--at goes with a run, and {name} is none: it has no recipe.json.')
@@ -189,7 +189,7 @@ def sample(
     if n<1: raise StyleboostError(f'{n} pictures of each prompt were asked for; ask for at least one.')
     new_folder(out, make=False)
     ims = sample_images(_model(model, at), [p.text for p in asked], seed, steps, guidance, scheduler, negative, progress=True)
-    ImageSet([Picture(f'{p.text[:60].replace("/"," ").replace(" ","-")}-{seed+i}.png', data=png(im), caption=p.text, people=p.people) for i,(p,im) in enumerate(zip(asked, ims))]).save(out)
+    drawn(ims, asked, seed).save(out)
     say(f'{len(ims)} pictures are in {out}')
 
 @app.command()
@@ -207,7 +207,7 @@ def export(
     say(f'The model is {made}')
     if push: say(f'It is on the hub: {push_export(out, push)}')
 
-# %% ../nbs/13_cli.ipynb #9c49cd9c
+# %% ../nbs/13_cli.ipynb #24977006
 @app.command()
 def score(
     pictures:Annotated[Path, typer.Argument(help='A folder that `styleboost sample` wrote, pictures with their prompts; or a run, whose samples are scored.')],
@@ -221,7 +221,7 @@ def score(
     ims, real = ImageSet.from_folder(_drawn(pictures)), ImageSet.from_folder(reference)
     asked = read_prompts(prompts) if prompts else [Prompt(p.caption, p.people) for p in ims]
     table = score_images(ims, real, asked, encoder, ref=ref and ImageSet.from_folder(ref))
-    write_whole({out: json.dumps({g:{k:v for k,v in r.items() if v==v} for g,r in table.T.to_dict().items()}, indent=1)+'\n'})
+    write_whole({out: json.dumps(dict(rows=tidy(table)), indent=0)+'\n'})
     console.print(_scores(table)); say(f'The scores are in {out}')
 
 def _drawn(path):
@@ -261,7 +261,7 @@ def suggest(
     say(f'{k} pictures are in {folder}, {sum(bool(p) for p in chosen.images.people)} of them flagged as people; near {mean.near:.2f}, style itself {mean.style_itself:.2f} on average')
     say(f'They are shown in {folder}.png, and all {len(chosen.table)} of the pool with their terms are in {folder}.json; train with: --aux {folder}')
 
-# %% ../nbs/13_cli.ipynb #1d9c441a
+# %% ../nbs/13_cli.ipynb #12ef62fb
 @app.command()
 def compare(
     out:Annotated[Path, typer.Option(help='Folder for the study; one that was begun goes on.')],
@@ -277,7 +277,8 @@ def compare(
     method:Annotated[str, typer.Option(help=f'What trains: {", ".join(METHODS)}.')]='full',
     recipe:Annotated[Optional[Path], typer.Option(help='A recipe.json whose settings all arms use where no option says otherwise.')]=None,
     aux_count:Annotated[int, typer.Option(help='Auxiliary or generated images in each arm; all where there are fewer.')]=20,
-    sampler:Annotated[int, typer.Option(help='Sampler steps.')]=20,
+    sampler:Annotated[int, typer.Option(help='Sampler steps.')]=15,
+    scheduler:Annotated[str, typer.Option(help='As for sample.')]='dpmpp',
     encoder:Annotated[str, typer.Option(help='What the scores look through, as for score.')]='world',
     ray:Annotated[Optional[str], typer.Option(help='A Ray cluster: its address, auto to find it, or local to start one here.')]=None,
     gpus:Annotated[float, typer.Option(help='GPUs a run on the cluster, which may be a fraction.')]=0.,
@@ -293,7 +294,7 @@ def compare(
     arms = _named(aux)
     if 'none' not in arms.values(): say('The arm without a prior is added: what is no better than none is not worth its time.'); arms = dict(none='none', **arms)
     shared = {k:v for k,v in _saved(recipe)['fields'].items() if k not in ('base','method','steps')} if recipe else {}
-    study = Study(about, arms, out, range(seeds), checkpoints, base, method, aux_count, sampler=sampler, judge=encoder, **shared)
+    study = Study(about, arms, out, range(seeds), checkpoints, base, method, aux_count, sampler=sampler, scheduler=scheduler, judge=encoder, **shared)
     study.run(ray, gpus)
     if study.done:
         page = study.report()

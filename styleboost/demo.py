@@ -5,18 +5,18 @@
 # %% auto #0
 __all__ = ['SIZES', 'TITLES', 'DemoSize', 'arms', 'verdict', 'demo']
 
-# %% ../nbs/11a_demo.ipynb #ea1937c9
+# %% ../nbs/11a_demo.ipynb #5a3ce2e7
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
 from .base import load_base
-from .images import ImageSet, Picture, StyleboostError, png
+from .images import ImageSet, StyleboostError
 from .metrics import METRICS, SHOWN, score
 from .priors import generated
 from .recipes import TOKEN, Generated, dreambooth, no_prior, style_prompt, styleboost
 from .report import Column, overview, write_report
-from .sampling import sample
+from .sampling import drawn, sample
 from .training import train, versions
 from .world.pictures import SETS, pool, prompts, reference, style_ref
 
@@ -60,7 +60,7 @@ def verdict(
     out.append(f'People where asked for, as the judge sees them: {share("people_rate","people")}. Where not asked for: {share("false_people_rate","things")}.')
     return out
 
-# %% ../nbs/11a_demo.ipynb #73efb8fe
+# %% ../nbs/11a_demo.ipynb #e3e3ae28
 def demo(
     style:str='openmoji',     # an embedded target style
     out:str|Path='demo',      # folder for the runs and the report
@@ -85,7 +85,7 @@ def demo(
     for name,recipe in recipes.items():
         t = time.time()
         run = train(recipe, out/name, seed, base=base, resume=(out/name/'recipe.json').exists(), progress=progress)
-        ims = draw(run); _keep(run, asked, ims); scores[name] = score(ims, real, asked)
+        ims = draw(run); _keep(run, asked, ims, seed); scores[name] = score(ims, real, asked)
         loss = {k:[(r['step'], r[k]) for r in run.log] for k in run.log[0] if k not in ('step','seconds')}
         prior = recipe.bindings[1].images if len(recipe.bindings)>1 else None
         columns.append(Column(name, TITLES[name], ims, as_dict(scores[name]), loss, generated(base, prior, progress=False) if isinstance(prior, Generated) else prior,
@@ -99,7 +99,6 @@ def demo(
     overview(ref, columns, asked, [*range(min(4,half)), *range(half, half+min(3,half))]).save(out/'overview.png')
     return write_report(out, f'{s.title}: three priors', lead, columns, asked, ref, verdict(scores), facts, {k:METRICS[k] for k in SHOWN})
 
-def _keep(run, asked, ims):
+def _keep(run, asked, ims, seed):
     "The pictures beside the weights that drew them."
-    if not (run.folder/'samples').exists():
-        ImageSet([Picture(f'{p.text.replace(" ","-")}.png', data=png(im), caption=p.text, people=p.people) for p,im in zip(asked, ims)]).save(run.folder/'samples')
+    if not (run.folder/'samples').exists(): drawn(ims, asked, seed).save(run.folder/'samples')

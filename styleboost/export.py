@@ -160,7 +160,7 @@ def kohya_tensors(
     if _kohya[r.method]=='lycoris.kohya': about['ss_network_args'] = json.dumps(dict(algo='lora' if r.method=='dora' else r.method))
     return out, {k:str(v) for k,v in about.items()}
 
-# %% ../nbs/09a_export.ipynb #1e1fb155
+# %% ../nbs/09a_export.ipynb #03c5c869
 def _where(base):
     "A base in the words of Python, without the paths of this machine."
     if base=='tiny': return 'from styleboost.sources import TINY as base'
@@ -185,11 +185,11 @@ def snippet(
     return (f'import torch\nfrom diffusers import {cls}{"" if to=="diffusers" else ", "+sched}\n\n{load}'
             f'image = pipe("{style_prompt("woman farmer", run.words)}", num_inference_steps={r["steps_sampled"]}, guidance_scale={float(r["guidance"])},\n             generator=torch.Generator().manual_seed(0)).images[0]')
 
-def _at(rows, step):
-    "A study's scores of the weights of a step: group -> metric -> value."
+def _at(rows, step, last):
+    "Scores of the weights of a step: group -> metric -> value. Rows that name no step, which are not a study's, are of the last."
     table = {}
-    for r in sorted(rows, key=lambda r: r['split']=='test'):                              # test scores, where there are some, over those of validation
-        if r['step']==step: table.setdefault(f'{r["group"]}, {r["split"]}', dict(n=r['n']))[r['metric']] = r['value']
+    for r in sorted(rows, key=lambda r: r.get('split')=='test'):                          # test scores, where there are some, over those of validation
+        if r.get('step', last)==step: table.setdefault(', '.join(filter(None, (r['group'], r.get('split')))), dict(n=r['n']))[r['metric']] = r['value']
     return table
 
 def _scores(run):
@@ -197,11 +197,10 @@ def _scores(run):
     f = run.folder/'scores.json'
     if not f.exists(): return ''
     try:
-        table = json.loads(f.read_text('utf-8'))
-        if 'rows' in table: table = _at(table['rows'], run.step or run.recipe['steps'])   # a study's
-        elif run.step: return ''                                                          # those of the end
+        last = run.recipe['steps']
+        table = _at(json.loads(f.read_text('utf-8'))['rows'], run.step or last, last)
         keys = list(dict.fromkeys(k for row in table.values() for k in row))
-    except (OSError, ValueError, AttributeError, TypeError) as e: raise StyleboostError(f'{f} cannot be read ({e}); remove it or score the run again.') from e
+    except (OSError, ValueError, KeyError, AttributeError, TypeError) as e: raise StyleboostError(f'{f} cannot be read ({type(e).__name__}: {e}); remove it or score the run again.') from e
     if not table: return ''
     cell = lambda v: f'{v:.4g}' if isinstance(v, (int,float)) else '' if v is None else str(v)
     return '\n'.join(['## Scores', '', '| | '+' | '.join(keys)+' |', '|---'*(len(keys)+1)+'|'] + [f'| {g} | '+' | '.join(cell(row.get(k)) for k in keys)+' |' for g,row in table.items()]) + '\n\n'

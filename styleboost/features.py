@@ -5,10 +5,10 @@
 # %% auto #0
 __all__ = ['JUDGE', 'PERSON', 'PEOPLE_TEXTS', 'OTHER_TEXTS', 'Encoder', 'ImageEncoder', 'to_tensor', 'token_ids', 'Judge',
            'load_judge', 'style_statistics', 'style_vectors', 'style_similarity', 'plain_statistics', 'PicturesAlone',
-           'ClipEncoder', 'InceptionEncoder', 'CsdEncoder', 'load_encoder']
+           'ClipEncoder', 'InceptionEncoder', 'CsdEncoder', 'load_encoder', 'known_as']
 
-# %% ../nbs/03_features.ipynb #fae1a81d
-import json, tempfile
+# %% ../nbs/03_features.ipynb #7005c0fa
+import hashlib, json, tempfile
 from functools import lru_cache
 from pathlib import Path
 from pickle import UnpicklingError
@@ -356,3 +356,13 @@ def load_encoder(
     if 'last_layer_style' in (names := _weights(path)): return CsdEncoder(path)
     if any(k.startswith('Mixed_7c') for k in names): return InceptionEncoder(path)
     raise StyleboostError(f'{path} holds neither the weights of CSD nor of Inception; {known}.')
+
+# %% ../nbs/03_features.ipynb #f6f225d4
+def known_as(
+    encoder:Encoder,
+)->str:
+    "Its name, and a hash of its weights where it has any."
+    if not isinstance(encoder, nn.Module): return encoder.name
+    h = hashlib.sha256()
+    for k,v in sorted(encoder.state_dict().items()): h.update(k.encode()+v.cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return f'{encoder.name} {h.hexdigest()[:16]}'

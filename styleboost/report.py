@@ -6,7 +6,7 @@
 __all__ = ['GROUPS', 'PALETTE', 'STYLE', 'PAGE', 'Column', 'data_uri', 'formatted', 'best', 'bounds_of', 'score_rows', 'colours',
            'apart', 'Line', 'panels', 'page_svg', 'loss_curves', 'plain', 'Section', 'write_report', 'overview']
 
-# %% ../nbs/10a_report.ipynb #ee38f32a
+# %% ../nbs/10a_report.ipynb #902b01c5
 import hashlib, io, json, math, re, textwrap
 from base64 import b64encode
 from collections.abc import Mapping
@@ -16,9 +16,10 @@ from pathlib import Path
 import jinja2, pandas as pd
 from matplotlib import rc_context
 from matplotlib.figure import Figure
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageOps
 
-from .images import ImageSet, Picture, StyleboostError, contact_sheet, png, write_whole
+from .images import ImageSet, Picture, StyleboostError, png, write_whole
+from .sheets import gridded, labelled
 
 # %% ../nbs/10a_report.ipynb #46d7fe6d
 @dataclass
@@ -297,7 +298,7 @@ def write_report(
     except OSError as e: raise StyleboostError(f'The report could not be written to {out} ({e.strerror or e}); check that it is a folder with room that you may write to.') from e
     return out/'report.html'
 
-# %% ../nbs/10a_report.ipynb #6f07fdef
+# %% ../nbs/10a_report.ipynb #02a11225
 def overview(
     ref:ImageSet,   # StyleRef
     columns:list,   # of `Column`
@@ -306,18 +307,10 @@ def overview(
     size:int=80,    # pixels of a picture
 )->Image.Image:
     "StyleRef, prompts and columns on one labelled sheet."
-    left, top, step, font = 150, 30, size+8, lambda n: ImageFont.load_default(n)
-    heads = ['by the artist'] + [c.title for c in columns]
-    wide = max(step, 118)
-    sheet = Image.new('RGB', (left+wide*len(heads), top+step+46+step*len(rows)), 'white')
-    pen = ImageDraw.Draw(sheet)
     some = [p for pair in zip(ref.where(True), ref.where(False)) for p in pair] or list(ref)
-    pen.text((0,6), f'{len(ref)} pictures teach the style; some of them:', 'black', font(14))
-    sheet.paste(contact_sheet(some[:10], 10, size-8, 4), (0,top))
-    for j,h in enumerate(heads): pen.multiline_text((left+wide*j+size//2, top+step+24), '\n'.join(textwrap.wrap(h, 17)), 'black', font(12), anchor='mm', align='center')
-    for i,k in enumerate(rows):
-        y = top+step+46+step*i
-        pen.multiline_text((left-12,y+size//2), '\n'.join(textwrap.wrap(prompts[k].text, 20)), 'black', font(13), anchor='rm', align='right')
-        for j,im in enumerate([prompts[k].truth and prompts[k].truth.open()]+[c.images[k] for c in columns]):
-            if im is not None: sheet.paste(im.resize((size,size), Image.LANCZOS), (left+wide*j,y))
+    heads = ['by the artist'] + [c.title for c in columns]
+    parts = [labelled([(f'{len(ref)} pictures teach the style; some of them:', some[:10])], 10, size-8),
+             gridded(heads, [(prompts[k].text, [prompts[k].truth and prompts[k].truth.open()]+[c.images[k] for c in columns]) for k in rows], size)]
+    sheet = Image.new('RGB', (max(p.width for p in parts), sum(p.height for p in parts)), 'white')
+    for p,y in zip(parts, (0,parts[0].height)): sheet.paste(p, (0,y))
     return sheet

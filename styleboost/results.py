@@ -20,7 +20,7 @@ from .recipes import Prompt
 from .report import Column, Section, formatted, page_svg, panels, write_report
 from .training import Run
 
-# %% ../nbs/10e_results.ipynb #87b34803
+# %% ../nbs/10e_results.ipynb #8c52f03a
 class Results:
     "The folder of a study, to look at."
     def __init__(self,
@@ -44,7 +44,7 @@ def setting(
     if not file.exists(): raise StyleboostError(f'{folder} is no study: it has no study.json; give a folder that a study was run in.')
     try:
         info = json.loads(file.read_text('utf-8'))
-        for k in ('version','style','arms','seeds','steps','choose','base','sampler','versions'): info[k]
+        for k in ('version','style','arms','seeds','steps','choose','base','sampler','judge','versions'): info[k]
         return info
     except (OSError, ValueError, KeyError, TypeError) as e: raise StyleboostError(f'{file} cannot be read as the setting of a study ({type(e).__name__}: {e}); choose another folder.') from e
 
@@ -156,7 +156,7 @@ def plot(self:Results,
     if metric not in set(t.metric): raise StyleboostError(f'Nothing was measured as {metric!r} on {split} prompts; choose one of {", ".join(m for m in METRICS if m in set(t.metric))}.')
     return panels(step_lines(t, metric))
 
-# %% ../nbs/10e_results.ipynb #35753df9
+# %% ../nbs/10e_results.ipynb #c48c3a83
 def _scores(rows, arm):
     "Means over seeds of an arm, with their intervals: group -> metric -> number, and n."
     mine, out = rows[rows.arm==arm], {}
@@ -218,5 +218,5 @@ def report(self:Results,
     i = self.info
     lead = f'{len(self.arms)} arms with {len(self.seeds)} seeds each, {len(self.done)} of {len(self.cells)} cells done. All draw the same prompts from the same noise; each arm\'s step was chosen on {len(i["style"]["validation"])} other prompts.'
     facts = dict(style=i['style']['name'], base=f'{i["base"]["name"]}, weights {i["base"]["hash"]}', seeds=list(i['seeds']), checkpoints=list(i['steps']), chosen=', '.join(f'{a}: {s}' for a,s in self.chosen.items()),
-                 sampler=f'{i["sampler"]["scheduler"]}, {i["sampler"]["steps"]} steps, guidance {i["sampler"]["guidance"]:g}', **i['versions'])
+                 sampler=f'{i["sampler"]["scheduler"]}, {i["sampler"]["steps"]} steps, guidance {i["sampler"]["guidance"]:g}', judge=i['judge'], **i['versions'])
     return write_report(out or self.folder, f'{i["style"]["name"]}: {len(self.arms)} arms', lead, columns, asked, self.ref, said, facts, METRICS, self._sections(rows))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['arm_name', 'arm_recipe', 'Study', 'differences', 'weights_bytes']
 
-# %% ../nbs/11_study.ipynb #f2c46021
+# %% ../nbs/11_study.ipynb #dab00c75
 import json, re, shutil
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -18,7 +18,7 @@ from . import __version__
 from .base import Base
 from .cells import Bench, Style, embedded, examine, learn, report_on, untouched, without
 from .cluster import in_turn, on_ray
-from .features import load_encoder
+from .features import known_as, load_encoder
 from .images import ImageSet, StyleboostError, log, note, png, write_whole
 from .metrics import METRICS
 from .priors import prior_images, resolve
@@ -49,7 +49,7 @@ def arm_recipe(
     if len(images)<n: note(f'{images.name} has {len(images)} pictures, fewer than the {n} of other arms, and all are used.')
     return with_prior(plain, images.sample(min(n, len(images)), seed), name=name)
 
-# %% ../nbs/11_study.ipynb #d6ff0a24
+# %% ../nbs/11_study.ipynb #191e5acc
 class Study(Results):
     "A table of runs: arms by seeds, scored at several checkpoints."
     def __init__(self,
@@ -62,9 +62,9 @@ class Study(Results):
         method:str='full',     # what trains, in arms given as words
         n:int=20,              # prior images, in arms given as words; all where there are fewer
         choose:str='kid',      # the metric that chooses an arm's step, on validation prompts
-        sampler:int=20,        # sampler steps
+        sampler:int=15,        # sampler steps
         guidance:float=7.,
-        scheduler:str='ddim',
+        scheduler:str='dpmpp', # a name that `styleboost.sampling` knows
         judge=None,            # an `Encoder` to score with, or what `load_encoder` takes; the embedded one unless given
         device:str=None,       # 'cpu' keeps it off the GPU
         **kw                   # other fields of `Recipe`, in arms given as words
@@ -97,7 +97,7 @@ class Study(Results):
         prompts = lambda ps: [dict(text=p.text, people=p.people, truth=p.truth and p.truth.sha) for p in ps]
         info = dict(version=__version__, style=dict(name=s.name, ref=s.ref.hash, reference=s.reference.hash, validation=prompts(s.validation), test=prompts(s.test)),
                     arms={k:dict(r.to_dict(), base='') for k,r in self.recipes.items()}, seeds=list(seeds), steps=list(b.steps), choose=choose,
-                    sampler=dict(steps=b.sampler, guidance=b.guidance, scheduler=b.scheduler), judge=load_encoder(b.judge or 'world').name, base={}, versions=versions())
+                    sampler=dict(steps=b.sampler, guidance=b.guidance, scheduler=b.scheduler), judge=known_as(load_encoder(b.judge or 'world')), base={}, versions=versions())
         return json.loads(json.dumps(info))
     def _agreed(self, was):
         "The setting of the folder with what is new in ours; refuses to mix two studies."

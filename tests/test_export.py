@@ -270,7 +270,7 @@ def test_a_cell_of_a_study_keeps_its_samples_in_folders_and_is_exported_all_the_
 
 def test_a_card_shows_what_was_shown_what_is_drawn_and_how_it_scored(runs, ref, aux, tmp_path):
     run = runs()
-    (run.folder/'scores.json').write_text(json.dumps(dict(people=dict(n=4, kid=.0123), things=dict(n=4, kid=None))))
+    (run.folder/'scores.json').write_text(json.dumps(dict(rows=[dict(group='people', metric='kid', value=.0123, low=None, high=None, n=4)])))
     try: file = export(run, tmp_path/'out', 'lora')
     finally: (run.folder/'scores.json').unlink()
     text = (file.parent/'README.md').read_text()

@@ -1,5 +1,5 @@
 "Studies: nothing is drawn twice, nothing is lost, nothing is mixed, and what is reported chose nothing."
-import json, os, re, shutil, signal, subprocess, sys, time
+import copy, json, os, re, shutil, signal, subprocess, sys, time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -8,6 +8,7 @@ import pandas as pd, pytest, torch
 from styleboost import cells, images, study as rooms
 from styleboost.cells import Style, own_style
 from styleboost.comparison import in_words, paired, ranked, t_interval
+from styleboost.features import load_encoder
 from styleboost.images import ImageSet
 from styleboost.metrics import METRICS
 from styleboost.recipes import Prompt, with_prior
@@ -174,7 +175,10 @@ def test_another_setting_is_refused(straight, make, refused, change, words):
 def test_another_judge_is_refused_however_it_is_given(straight, make, refused):
     class Other: name = 'other'
     make(straight.folder, judge='world')
-    with refused('judge was "world" and is "other"'): make(straight.folder, judge=Other())
+    with refused('judge was "world ', 'and is "other"'): make(straight.folder, judge=Other())
+    tuned = copy.deepcopy(load_encoder('world'))                                            # by the same name, with other weights
+    tuned.image.person.bias.add_(1)
+    with refused('judge was "world ', 'and is "world '): make(straight.folder, judge=tuned)
     with refused('There is no encoder'): make(straight.folder, judge='nowhere.safetensors')
 
 def test_another_recipe_prompt_or_missing_arm_is_refused(straight, make, quick, style, refused):

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['BASE', 'TRUTH', 'FEW', 'TITLES', 'CSS', 'Runs', 'numbers_of', 'state', 'Compare']
 
-# %% ../../nbs/widgets/04_compare.ipynb #b1231841
+# %% ../../nbs/widgets/04_compare.ipynb #d510330e
 import io
 from html import escape
 from pathlib import Path
@@ -23,9 +23,10 @@ from ..metrics import METRICS, score
 from ..recipes import Prompt
 from ..results import COLUMNS
 from ..sampling import sample
+from ..sheets import gridded
 from ..training import Run
 from .page import number_rows, write_page
-from .panels import Panel, Tiles, gridded, row, thumb
+from .panels import Panel, Tiles, row, thumb
 
 # %% ../../nbs/widgets/04_compare.ipynb #5b8949bf
 class Runs:

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['PROMPTS', 'SHARE', 'duration', 'smooth', 'spark', 'in_colab', 'Notes', 'TrainingMonitor']
 
-# %% ../../nbs/widgets/02_monitor.ipynb #df6f094d
+# %% ../../nbs/widgets/02_monitor.ipynb #570d178c
 import logging, sys, threading, time
 from collections.abc import Callable
 from functools import partial
@@ -20,8 +20,9 @@ from PIL import Image
 from ..images import StyleboostError, log
 from ..recipes import Recipe
 from ..sampling import sample
+from ..sheets import gridded
 from ..training import Run, train
-from .panels import Panel, gridded, in_notebook, row, thumb
+from .panels import Panel, in_notebook, row, thumb
 
 # %% ../../nbs/widgets/02_monitor.ipynb #d66d85e2
 def duration(

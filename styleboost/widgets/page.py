@@ -5,19 +5,17 @@
 # %% auto #0
 __all__ = ['PER', 'FITS', 'ARROWS', 'MORE', 'PAGE', 'sheet', 'sheets_within', 'number_rows', 'write_page']
 
-# %% ../../nbs/widgets/03_page.ipynb #e61ad9d0
+# %% ../../nbs/widgets/03_page.ipynb #20e8eaae
 import json, math
 from html import escape
 from pathlib import Path
 
 import jinja2
-from PIL import Image, ImageOps
-
-from ..images import StyleboostError, note, write_whole
+from ..images import StyleboostError, contact_sheet, note, write_whole
 from ..report import STYLE, formatted
 from .panels import webp
 
-# %% ../../nbs/widgets/03_page.ipynb #715a5e6c
+# %% ../../nbs/widgets/03_page.ipynb #1cf6a6bd
 PER = 8                                                    # pictures in a sheet's row
 FITS = [(128,82), (96,80), (64,80), (64,65), (64,45), (48,40), (32,40)]  # pixels and quality, from the best; the first that fits is taken
 
@@ -27,10 +25,7 @@ def sheet(
     quality:int=80,   # of the WebP
 )->str:
     "Pictures on one sheet, as a data URI."
-    out = Image.new('RGB', (PER*size, math.ceil(len(images)/PER)*size), 'white')
-    for i,im in enumerate(images):
-        if im is not None: out.paste(ImageOps.pad(im.convert('RGB'), (size,size), Image.LANCZOS, 'white'), (i%PER*size, i//PER*size))
-    return webp(out, quality)
+    return webp(contact_sheet([*images, *[None]*(-len(images)%PER)], PER, size, gap=0), quality)
 
 def sheets_within(
     pictures:dict,  # key -> pictures

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['WHO', 'FLAGS', 'measured', 'AuxPicker']
 
-# %% ../../nbs/widgets/01_picker.ipynb #3495e48c
+# %% ../../nbs/widgets/01_picker.ipynb #1fed7c56
 import json, random
 from collections.abc import Callable, Iterable
 from html import escape
@@ -17,7 +17,8 @@ from ipywidgets import BoundedIntText, Dropdown, HTML, Text, ToggleButtons
 from PIL import Image
 
 from ..images import ImageSet, StyleboostError, write_whole
-from .panels import Panel, Tiles, labelled, row, thumb
+from ..sheets import labelled
+from .panels import Panel, Tiles, row, thumb
 
 # %% ../../nbs/widgets/01_picker.ipynb #d7b1f699
 def measured(
