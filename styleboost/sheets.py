@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['INK', 'labelled', 'gridded']
 
-# %% ../nbs/00a_sheets.ipynb #64908c66
-import math, textwrap
+# %% ../nbs/00a_sheets.ipynb #a795bf3a
+import math, re, textwrap
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -28,7 +28,7 @@ def labelled(
         pen.text((1,y+6), h, INK, font); out.paste(s, (0,y+26)); y += s.height+30
     return out
 
-# %% ../nbs/00a_sheets.ipynb #b1d5b484
+# %% ../nbs/00a_sheets.ipynb #6930591a
 def gridded(
     columns:list,  # headings
     rows:list,     # of (name, pictures); a picture that is None stays empty
@@ -36,7 +36,7 @@ def gridded(
 )->Image.Image:
     "A table of pictures with names."
     font, left = ImageFont.load_default(12), 128
-    step = max([size+6] + [math.ceil(font.getlength(w))+8 for c in columns for w in c.split()])
+    step = max([size+6] + [math.ceil(font.getlength(w))+8 for c in columns for w in re.findall(r'[^\s-]+-?', c)])
     heads = ['\n'.join(textwrap.wrap(c, step//7, break_long_words=False)) for c in columns]
     top = 12 + 15*max((1+h.count('\n') for h in heads), default=1)
     out = Image.new('RGB', (left+step*len(columns), top+(size+6)*len(rows)), 'white')
