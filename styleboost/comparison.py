@@ -25,7 +25,7 @@ def t_interval(
     half = student(len(x)-1, confidence)*x.std()/math.sqrt(len(x))
     return x.mean(), x.mean()-half, x.mean()+half
 
-# %% ../nbs/10b_comparison.ipynb #60d9adcd
+# %% ../nbs/10b_comparison.ipynb #f4cc3a9b
 def verdict(
     low:float, high:float,  # an interval of a difference
     way:str,                # 'up' if more is better, or 'down'
@@ -44,6 +44,7 @@ def by_seed(
     if metric not in set(table.metric): raise StyleboostError(f'Nothing was measured as {metric!r}; choose one of {", ".join(m for m in METRICS if m in set(table.metric))}.')
     if group not in set(table.group): raise StyleboostError(f'There is no group {group!r} in the table; choose one of {", ".join(g for g in dict.fromkeys(table.group) if g)}.')
     rows, arms = table[(table.metric==metric)&(table.group==group)], [a for a in dict.fromkeys(table.arm) if a!='base']
+    if not arms: raise StyleboostError('The table holds no arm, only the untouched base; run the study first, or to its end.')
     if rows.empty: raise StyleboostError(f'{metric} is not measured for the group {group!r}; choose {" or ".join(dict.fromkeys(table[table.metric==metric].group))}.')
     return rows.pivot(index='seed', columns='arm', values='value').reindex(columns=arms) if not rows.duplicated(['arm','seed']).any() else _ambiguous(rows)
 

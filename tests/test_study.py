@@ -258,6 +258,11 @@ def test_wrong_calls(make, tmp_path, refused, kw, words):
 
 def table(values, metric='kid', **kw): return [dict(dict(arm=a, seed=s, step=1, split='test', group='all', metric=metric, value=v, low=None, high=None, n=9), **kw) for a,vs in values.items() for s,v in enumerate(vs)]
 
+def test_a_study_without_a_finished_cell_says_so(refused):
+    alone = pd.DataFrame(table(dict(base=[1.])))
+    for look in (paired, ranked):
+        with refused('no arm', 'run the study'): look(alone)
+
 def test_intervals_cover_a_known_difference():
     g = torch.Generator().manual_seed(3)
     hit = 0
