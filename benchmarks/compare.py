@@ -3,7 +3,7 @@
     python benchmarks/compare.py --out DIR --json compare.json
 
 A study that is timed begins in a new folder."""
-import argparse, json, os, platform, subprocess, sys, time
+import argparse, json, os, platform, subprocess, sys, tempfile, time
 from pathlib import Path
 
 import pandas as pd
@@ -24,11 +24,13 @@ SAMPLERS = (('ddim',20), ('dpmpp',10), ('dpmpp',15), ('dpmpp',30))
 def command(out, ray):
     "Seconds of the command, with loading and the report."
     t = time.perf_counter()
-    subprocess.run([sys.executable, '-m', 'styleboost.cli', 'compare', '--out', out, *[w for a in ARMS for w in ('--aux', a)], *(['--ray', ray] if ray else [])], check=True)
+    with tempfile.TemporaryDirectory() as cache:                                             # nothing is found that an earlier study drew
+        subprocess.run([sys.executable, '-m', 'styleboost.cli', 'compare', '--out', out, *[w for a in ARMS for w in ('--aux', a)], *(['--ray', ray] if ray else [])],
+                       env=dict(os.environ, CUDA_VISIBLE_DEVICES='', STYLEBOOST_CACHE=cache), check=True)
     return time.perf_counter()-t
 
 def spent(found):
-    "Seconds by kind of work, over all cells and the untouched base. The generated prior is drawn outside of a cell and not among them."
+    "Seconds by kind of work, over all cells and the untouched base: the loops of training; opening models, drawing and keeping pictures; scores. Setting a run up and the generated prior are in none of them."
     kept = [found.kept('base')['seconds'], *[found.kept(*c)['seconds'] for c in found.cells]]
     return dict(training=sum(Run(found.run_folder(*c)).log[-1]['seconds'] for c in found.cells), drawing=sum(k['draw'] for k in kept), scoring=sum(k['score'] for k in kept))
 
@@ -38,10 +40,12 @@ def samplers(found, seed=0):
     for arm,step in found.chosen.items():
         run = Run(found.run_folder(arm, seed), step)
         model = run.model('cpu', base)
+        sample(model, ['warm'], steps=2)
         for name,steps in SAMPLERS:
             t = time.perf_counter()
             ims = sample(model, [style_prompt(p.text, run.words) for p in style.test], noise(seed, 'test'), steps, 7., name, raw=True)
-            rows.append(dict(arm=arm, sampler=f'{name} {steps}', kid=round(float(score(ims, style.reference, style.test).kid['all']), 4), seconds=round(time.perf_counter()-t, 1)))
+            took = time.perf_counter()-t
+            rows.append(dict(arm=arm, sampler=f'{name} {steps}', kid=round(float(score(ims, style.reference, style.test).kid['all']), 4), seconds=round(took, 1)))
     return rows
 
 def main():
@@ -55,7 +59,7 @@ def main():
     s = spent(found)
     i = found.info
     result = dict(device=f'{processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, no GPU', where=f'Ray, {a.ray}' if a.ray else 'this process', arms=found.arms, seeds=list(found.seeds), checkpoints=list(found.steps), sampler=i['sampler'],
-        prompts={k:len(i['style'][k]) for k in ('validation','test')}, minutes=round(wall/60, 1), **{f'minutes_{k}':round(v/60, 1) for k,v in s.items()}, over_training_and_drawing=round(wall/(s['training']+s['drawing']), 3), samplers=samplers(found), base=i['base'], **versions())
+        prompts={k:len(i['style'][k]) for k in ('validation','test')}, minutes=round(wall/60, 1), **{f'minutes_{k}':round(v/60, 1) for k,v in s.items()}, over_training_and_drawing=None if a.ray else round(wall/(s['training']+s['drawing']), 3), samplers=samplers(found), base=i['base'], **versions())
     print(json.dumps(result, indent=1))
     table = pd.DataFrame(result['samplers'])
     print(table.pivot(index='arm', columns='sampler', values='kid'), table.groupby('sampler').seconds.sum(), sep='\n')

@@ -67,7 +67,7 @@ def keep(found, name):
     t[(t.split=='validation')&t.metric.isin([*SHOWN, 'plain_kid'])].drop(columns=['low','high']).round(5).to_csv(f'{at}-curves.csv', index=False)
     spent = [found.kept(*c)['seconds'] for c in found.done]
     i = found.info
-    about = dict(style=name, base=i['base'], seeds=i['seeds'], steps=i['steps'], sampler=i['sampler'], chosen=found.chosen, not_done=len(found.cells)-len(found.done), failed={f'{a}, seed {s}':w for (a,s),w in found.failed.items()},
+    about = dict(style=name, base=i['base'], seeds=i['seeds'], steps=i['steps'], sampler=i['sampler'], judge=i['judge'], chosen=found.chosen, not_done=len(found.cells)-len(found.done), failed={f'{a}, seed {s}':w for (a,s),w in found.failed.items()},
                  seconds_drawing=round(sum(s.get('draw',0) for s in spent)), seconds_scoring=round(sum(s.get('score',0) for s in spent)), versions=i['versions'])
     Path(f'{at}.json').write_text(json.dumps(about, indent=1)+'\n')
 

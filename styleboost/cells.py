@@ -115,7 +115,7 @@ def noise(
     "The seed of the first picture: the same for all arms, another for every seed and split."
     return 2*10**6*seed + 10**6*(split=='validation')
 
-# %% ../nbs/10c_cells.ipynb #01705faa
+# %% ../nbs/10c_cells.ipynb #6d11b9c5
 def sheet_folder(
     folder:Path,  # of the run
     split:str,
@@ -139,7 +139,7 @@ def kept_scores(folder:Path)->dict:
     "What `scores.json` of a run holds: rows, and seconds by kind of work."
     file = Path(folder)/'scores.json'
     if not file.exists(): return dict(rows=[], seconds={})
-    try: kept = json.loads(file.read_text('utf-8')); return dict(rows=list(kept['rows']), seconds=dict(kept.get('seconds', {})))
+    try: kept = json.loads(file.read_text('utf-8')); return dict(rows=list(kept['rows']), seconds=dict(kept['seconds']))
     except (OSError, ValueError, KeyError, TypeError) as e: raise StyleboostError(f'{file} cannot be read ({e}); remove it to have the pictures scored again.') from e
 
 def tidy(

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'console', 'say', 'demo', 'train', 'plan', 'sample', 'export', 'score', 'suggest', 'compare', 'env', 'main']
 
-# %% ../nbs/13_cli.ipynb #65958838
+# %% ../nbs/13_cli.ipynb #ff3f07a3
 import json, logging, os, re, sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -20,6 +20,7 @@ from .cells import embedded, own_style, tidy
 from .devices import device_report, pick_device
 from .demo import SIZES, demo as run_demo
 from .export import LAYOUTS, export as export_run, push as push_export
+from .features import known_as, load_encoder
 from .images import ImageSet, StyleboostError, log, new_folder, write_whole
 from .metrics import METRICS, score as score_images
 from .memory import DTYPES, attention_of, best_precision, head_sizes, plan as make_plan, xformers_fault
@@ -207,7 +208,7 @@ def export(
     say(f'The model is {made}')
     if push: say(f'It is on the hub: {push_export(out, push)}')
 
-# %% ../nbs/13_cli.ipynb #24977006
+# %% ../nbs/13_cli.ipynb #750f4d04
 @app.command()
 def score(
     pictures:Annotated[Path, typer.Argument(help='A folder that `styleboost sample` wrote, pictures with their prompts; or a run, whose samples are scored.')],
@@ -221,7 +222,7 @@ def score(
     ims, real = ImageSet.from_folder(_drawn(pictures)), ImageSet.from_folder(reference)
     asked = read_prompts(prompts) if prompts else [Prompt(p.caption, p.people) for p in ims]
     table = score_images(ims, real, asked, encoder, ref=ref and ImageSet.from_folder(ref))
-    write_whole({out: json.dumps(dict(rows=tidy(table)), indent=0)+'\n'})
+    write_whole({out: json.dumps(dict(judge=known_as(load_encoder(encoder)), rows=tidy(table)), indent=0)+'\n'})
     console.print(_scores(table)); say(f'The scores are in {out}')
 
 def _drawn(path):
@@ -261,7 +262,7 @@ def suggest(
     say(f'{k} pictures are in {folder}, {sum(bool(p) for p in chosen.images.people)} of them flagged as people; near {mean.near:.2f}, style itself {mean.style_itself:.2f} on average')
     say(f'They are shown in {folder}.png, and all {len(chosen.table)} of the pool with their terms are in {folder}.json; train with: --aux {folder}')
 
-# %% ../nbs/13_cli.ipynb #12ef62fb
+# %% ../nbs/13_cli.ipynb #300fcdc0
 @app.command()
 def compare(
     out:Annotated[Path, typer.Option(help='Folder for the study; one that was begun goes on.')],
@@ -293,7 +294,7 @@ def compare(
     about = embedded(style or 'openmoji') if ref is None else own_style(ref, reference, prompts, validation)
     arms = _named(aux)
     if 'none' not in arms.values(): say('The arm without a prior is added: what is no better than none is not worth its time.'); arms = dict(none='none', **arms)
-    shared = {k:v for k,v in _saved(recipe)['fields'].items() if k not in ('base','method','steps')} if recipe else {}
+    shared = {k:v for k,v in _saved(recipe)['fields'].items() if k not in ('base','method','steps','scheduler')} if recipe else {}
     study = Study(about, arms, out, range(seeds), checkpoints, base, method, aux_count, sampler=sampler, scheduler=scheduler, judge=encoder, **shared)
     study.run(ray, gpus)
     if study.done:

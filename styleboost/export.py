@@ -160,7 +160,7 @@ def kohya_tensors(
     if _kohya[r.method]=='lycoris.kohya': about['ss_network_args'] = json.dumps(dict(algo='lora' if r.method=='dora' else r.method))
     return out, {k:str(v) for k,v in about.items()}
 
-# %% ../nbs/09a_export.ipynb #03c5c869
+# %% ../nbs/09a_export.ipynb #ca6b8f54
 def _where(base):
     "A base in the words of Python, without the paths of this machine."
     if base=='tiny': return 'from styleboost.sources import TINY as base'
@@ -186,10 +186,13 @@ def snippet(
             f'image = pipe("{style_prompt("woman farmer", run.words)}", num_inference_steps={r["steps_sampled"]}, guidance_scale={float(r["guidance"])},\n             generator=torch.Generator().manual_seed(0)).images[0]')
 
 def _at(rows, step, last):
-    "Scores of the weights of a step: group -> metric -> value. Rows that name no step, which are not a study's, are of the last."
+    "Scores of the weights of a step, with their intervals: group -> metric -> text. Rows that name no step, which are not a study's, are of the last."
     table = {}
     for r in sorted(rows, key=lambda r: r.get('split')=='test'):                          # test scores, where there are some, over those of validation
-        if r.get('step', last)==step: table.setdefault(', '.join(filter(None, (r['group'], r.get('split')))), dict(n=r['n']))[r['metric']] = r['value']
+        if r.get('step', last)!=step: continue
+        group = table.setdefault(', '.join(filter(None, (r['group'], r.get('split')))), dict(n=0))
+        group['n'] = max(group['n'], r['n'])
+        group[r['metric']] = f'{r["value"]:.4g}' + ('' if r['low'] is None else f' ({r["low"]:.3g} to {r["high"]:.3g})')
     return table
 
 def _scores(run):
@@ -202,8 +205,7 @@ def _scores(run):
         keys = list(dict.fromkeys(k for row in table.values() for k in row))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as e: raise StyleboostError(f'{f} cannot be read ({type(e).__name__}: {e}); remove it or score the run again.') from e
     if not table: return ''
-    cell = lambda v: f'{v:.4g}' if isinstance(v, (int,float)) else '' if v is None else str(v)
-    return '\n'.join(['## Scores', '', '| | '+' | '.join(keys)+' |', '|---'*(len(keys)+1)+'|'] + [f'| {g} | '+' | '.join(cell(row.get(k)) for k in keys)+' |' for g,row in table.items()]) + '\n\n'
+    return '\n'.join(['## Scores', '', '| | '+' | '.join(keys)+' |', '|---'*(len(keys)+1)+'|'] + [f'| {g} | '+' | '.join(str(row.get(k, '')) for k in keys)+' |' for g,row in table.items()]) + '\n\n'
 
 def card(
     run:Run,

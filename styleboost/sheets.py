@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['INK', 'labelled', 'gridded']
 
-# %% ../nbs/00a_sheets.ipynb #a795bf3a
-import math, re, textwrap
+# %% ../nbs/00a_sheets.ipynb #64908c66
+import math, textwrap
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -28,7 +28,7 @@ def labelled(
         pen.text((1,y+6), h, INK, font); out.paste(s, (0,y+26)); y += s.height+30
     return out
 
-# %% ../nbs/00a_sheets.ipynb #6930591a
+# %% ../nbs/00a_sheets.ipynb #9ba73983
 def gridded(
     columns:list,  # headings
     rows:list,     # of (name, pictures); a picture that is None stays empty
@@ -36,13 +36,13 @@ def gridded(
 )->Image.Image:
     "A table of pictures with names."
     font, left = ImageFont.load_default(12), 128
-    step = max([size+6] + [math.ceil(font.getlength(w))+8 for c in columns for w in re.findall(r'[^\s-]+-?', c)])
-    heads = ['\n'.join(textwrap.wrap(c, step//7, break_long_words=False)) for c in columns]
-    top = 12 + 15*max((1+h.count('\n') for h in heads), default=1)
+    heads = [textwrap.wrap(c, max(size//7, 12), break_long_words=False) for c in columns]
+    step = max([size+6] + [math.ceil(font.getlength(line))+8 for h in heads for line in h])
+    top = 12 + 15*max(map(len, heads), default=1)
     out = Image.new('RGB', (left+step*len(columns), top+(size+6)*len(rows)), 'white')
     pen = ImageDraw.Draw(out)
     write = lambda at, text, anchor, align: pen.multiline_text(at, text, INK, font, anchor=anchor, align=align, spacing=2)
-    for j,h in enumerate(heads): write((left+step*j+step//2, top-6), h, 'md', 'center')
+    for j,h in enumerate(heads): write((left+step*j+step//2, top-6), '\n'.join(h), 'md', 'center')
     for i,(name,ims) in enumerate(rows):
         y = top+(size+6)*i
         write((left-8, y+size//2), '\n'.join(textwrap.wrap(name, 19)), 'rm', 'right')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['arm_name', 'arm_recipe', 'Study', 'differences', 'weights_bytes']
 
-# %% ../nbs/11_study.ipynb #dab00c75
+# %% ../nbs/11_study.ipynb #4191eccc
 import json, re, shutil
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -24,6 +24,7 @@ from .metrics import METRICS
 from .priors import prior_images, resolve
 from .recipes import Generated, Recipe, no_prior, with_prior
 from .results import Results, setting
+from .sampling import scheduler_for
 from .training import versions
 
 # %% ../nbs/11_study.ipynb #e6c72981
@@ -49,7 +50,7 @@ def arm_recipe(
     if len(images)<n: note(f'{images.name} has {len(images)} pictures, fewer than the {n} of other arms, and all are used.')
     return with_prior(plain, images.sample(min(n, len(images)), seed), name=name)
 
-# %% ../nbs/11_study.ipynb #191e5acc
+# %% ../nbs/11_study.ipynb #b171eea1
 class Study(Results):
     "A table of runs: arms by seeds, scored at several checkpoints."
     def __init__(self,
@@ -73,6 +74,7 @@ class Study(Results):
         seeds, steps = tuple(dict.fromkeys(seeds)), tuple(sorted(set(steps)))
         if not seeds or min(seeds)<0: raise StyleboostError(f'The seeds of the study are {list(seeds)}; give whole numbers of 0 or more, at least two for an interval.')
         if not steps or steps[0]<1: raise StyleboostError(f'The checkpoints of the study are {list(steps)}; give step numbers of 1 or more.')
+        if sampler<1: raise StyleboostError(f'{sampler} sampler steps were asked for; ask for at least one.')
         choosing = [m for m in METRICS if not m.endswith('people_rate')]            # measured on all prompts together
         if choose not in choosing: raise StyleboostError(f'There is no metric {choose!r} to choose the step by; choose one of {", ".join(choosing)}.')
         self.recipes = self._arms(arms, n, method, steps[-1], kw)
@@ -113,13 +115,13 @@ class Study(Results):
     def ref(self): return self.style.ref
     def prompts(self, split='test'): return self.style.prompts(split)
 
-# %% ../nbs/11_study.ipynb #ff815d01
+# %% ../nbs/11_study.ipynb #cd65579c
 def differences(
     was:dict,  # the setting in a study's folder
     now:dict,  # another
 )->list:       # of texts, what was and what is; none for more arms or seeds
     "What may not differ between two settings and does."
-    short = lambda v: (t if len(t:=json.dumps(v, ensure_ascii=False))<40 else f'{t[:37]}…')
+    short = lambda v: (t if len(t:=json.dumps(v, ensure_ascii=False))<100 else f'{t[:97]}…')
     def walk(a, b, at):
         if isinstance(a, dict) and isinstance(b, dict):
             return [d for k in dict.fromkeys([*a, *b]) for d in walk(a.get(k), b.get(k), f'{at}.{k}' if at else k)]
@@ -134,7 +136,7 @@ def differences(
     out += [f'arm {a} is missing' for a in was['arms'] if a not in now['arms']]
     return out + [d for a in was['arms'] if a in now['arms'] for d in walk(was['arms'][a], now['arms'][a], a)]
 
-# %% ../nbs/11_study.ipynb #6205e5f7
+# %% ../nbs/11_study.ipynb #4b05552e
 @contextmanager
 def _said_once():
     "Lets every message through once: twelve cells have the same things to say."
@@ -169,6 +171,7 @@ def begin(self:Study)->dict:
     if taken or self.folder.is_file(): raise StyleboostError(f'{self.folder} is not empty and holds no study; choose another folder.')
     base, was = self.bench.loaded, self.info['base']
     if was and was['hash']!=base.hash: raise StyleboostError(f'{self.folder} holds another study: the base\'s weights were {was["hash"]} and are {base.hash}. Choose another folder, or the old base.')
+    scheduler_for(base, self.bench.scheduler)                                                # one that does not exist is refused before anything is written
     self.info['base'] = dict(name=Path(base.name).name, hash=base.hash)
     self.folder.mkdir(parents=True, exist_ok=True)
     write_whole({self.folder/'study.json': json.dumps(self.info, indent=1, ensure_ascii=False)+'\n'})

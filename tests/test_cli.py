@@ -111,7 +111,9 @@ def test_sample_takes_a_base_or_a_run_or_an_export(here, trained, tmp_path):
 def rows(file):
     "Scores as group -> metric -> value, with the largest n of each group."
     out = {}
-    for r in json.loads(file.read_text())['rows']:
+    scores = json.loads(file.read_text())
+    assert re.fullmatch('world [0-9a-f]{16}', scores['judge'])
+    for r in scores['rows']:
         assert {*r}=={'group','metric','value','low','high','n'}
         group = out.setdefault(r['group'], dict(n=0)); group[r['metric']] = r['value']; group['n'] = max(group['n'], r['n'])
     return out

@@ -270,7 +270,7 @@ def test_a_cell_of_a_study_keeps_its_samples_in_folders_and_is_exported_all_the_
 
 def test_a_card_shows_what_was_shown_what_is_drawn_and_how_it_scored(runs, ref, aux, tmp_path):
     run = runs()
-    (run.folder/'scores.json').write_text(json.dumps(dict(rows=[dict(group='people', metric='kid', value=.0123, low=None, high=None, n=4)])))
+    (run.folder/'scores.json').write_text(json.dumps(dict(rows=[dict(group='people', metric='kid', value=.0123, low=.004, high=.02, n=4), dict(group='people', metric='text', value=.3, low=None, high=None, n=8)])))
     try: file = export(run, tmp_path/'out', 'lora')
     finally: (run.folder/'scores.json').unlink()
     text = (file.parent/'README.md').read_text()
@@ -278,7 +278,7 @@ def test_a_card_shows_what_was_shown_what_is_drawn_and_how_it_scored(runs, ref, 
     assert {*pics}=={'samples.jpg','0-style.jpg','1-prior.jpg'}
     for p in pics:
         with Image.open(file.parent/p) as im: assert max(im.size)<=1024 and (file.parent/p).stat().st_size<3e5
-    assert all(w in text for w in ('0.0123', 'a photo of zwx style', ref.hash, aux.hash, 'lora', run.info['base_hash'], run.info['recipe_hash'], 'Licence', 'consent', 'instance_prompt'))
+    assert all(w in text for w in ('| people | 8 | 0.0123 (0.004 to 0.02) | 0.3 |', 'a photo of zwx style', ref.hash, aux.hash, 'lora', run.info['base_hash'], run.info['recipe_hash'], 'Licence', 'consent', 'instance_prompt'))
     assert {p.name for p in file.parent.iterdir()}=={'README.md','pytorch_lora_weights.safetensors',*pics}
     assert text.startswith('---\n') and str(tmp_path) not in text and str(run.folder) not in text
 

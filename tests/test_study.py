@@ -153,7 +153,7 @@ def test_more_arms_and_seeds_are_added(straight, make, quick, tmp_path):
 def test_a_process_that_is_killed_goes_on(tmp_path, ref, aux, picture):
     ref.save(tmp_path/'ref'); aux.save(tmp_path/'aux')
     ImageSet([picture(f'real{i}', people=i%2==0) for i in range(9)], 'real').save(tmp_path/'real')
-    (tmp_path/'cheap.json').write_text(json.dumps(dict(batch=1)))
+    (tmp_path/'cheap.json').write_text(json.dumps(dict(batch=1, scheduler='euler')))                    # the sampler of a run's own pictures is not the study's
     call = [sys.executable, '-m', 'styleboost.cli', 'compare', '--ref', 'ref', '--reference', 'real', '--aux', 'aux', '--seeds', '1', '--steps', '1,2', '--sampler', '1', '--recipe', 'cheap.json', '--out', 's']
     p = subprocess.Popen(call, cwd=tmp_path, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     t = time.monotonic()
@@ -162,7 +162,8 @@ def test_a_process_that_is_killed_goes_on(tmp_path, ref, aux, picture):
     assert p.returncode==-signal.SIGKILL and not (tmp_path/'s'/'report.html').exists()
     done = subprocess.run(call, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode==0, done.stderr
-    assert len(Results(tmp_path/'s').done)==2 and (tmp_path/'s'/'report.html').exists()
+    found = Results(tmp_path/'s')
+    assert len(found.done)==2 and (tmp_path/'s'/'report.html').exists() and found.info['sampler']['scheduler']=='dpmpp'
     assert 'The arm without a prior is added' in done.stdout
 
 # nothing is mixed
@@ -249,10 +250,14 @@ def test_words_make_arms_that_differ_in_the_prior_alone(ref, tmp_path, aux, said
         with refused('cannot be the name of an arm'): make(tmp_path/'s', {name: 'none'})
     with refused('needs arms'): make(tmp_path/'s', [])
 
-@pytest.mark.parametrize('kw,words', [(dict(seeds=()), ['seeds']), (dict(seeds=(-1,)), ['seeds']), (dict(steps=()), ['checkpoints']), (dict(steps=(0,2)), ['checkpoints']), (dict(choose='beauty'), ['no metric']), (dict(choose='people_rate'), ['no metric'])])
+@pytest.mark.parametrize('kw,words', [(dict(seeds=()), ['seeds']), (dict(seeds=(-1,)), ['seeds']), (dict(steps=()), ['checkpoints']), (dict(steps=(0,2)), ['checkpoints']), (dict(choose='beauty'), ['no metric']), (dict(choose='people_rate'), ['no metric']), (dict(sampler=0), ['0 sampler steps'])])
 def test_wrong_calls(make, tmp_path, refused, kw, words):
     with refused(*words): make(tmp_path/'s', **kw)
     assert not (tmp_path/'s').exists()
+
+def test_a_scheduler_that_does_not_exist_spoils_no_folder(make, tmp_path, refused):
+    with refused('no scheduler', 'dpmp'): make(tmp_path/'s', scheduler='dpmp').run(progress=False)
+    assert not (tmp_path/'s'/'study.json').exists()
 
 # comparison
 
