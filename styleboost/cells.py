@@ -155,7 +155,7 @@ def has(kept:dict, split:str, step:int)->bool:
     "Whether a split was scored at a step."
     return any(r['split']==split and r['step']==step for r in kept['rows'])
 
-# %% ../nbs/10c_cells.ipynb #772ae6c7
+# %% ../nbs/10c_cells.ipynb #ea303ebe
 def examine(
     bench:Bench,
     folder:Path,   # of the run
@@ -194,9 +194,9 @@ def learn(
     "The first half of a cell: trains, then draws and scores the validation prompts at every checkpoint. Goes on where it was."
     tell = tell or (lambda share: None)
     run = train(replace(recipe, steps=bench.steps[-1]), folder, seed, base=bench.loaded, device=bench.device, resume=(Path(folder)/'recipe.json').exists(),
-                latents=bench.out/'latents', snapshots=bench.steps[:-1], progress=False, watch=lambda line: tell(.5*line['step']/bench.steps[-1]))
+                latents=bench.out/'latents', snapshots=bench.steps[:-1], progress=False, watch=lambda line: tell(.8*line['step']/bench.steps[-1]))
     for i,step in enumerate(bench.steps):
-        examine(bench, folder, _model(bench, run, step), run.words, 'validation', step, seed, _shown(recipe)); tell(.5+.5*(i+1)/len(bench.steps))
+        examine(bench, folder, _model(bench, run, step), run.words, 'validation', step, seed, _shown(recipe)); tell(.8+.2*(i+1)/len(bench.steps))
 
 def report_on(
     bench:Bench,

@@ -136,7 +136,7 @@ def differences(
     out += [f'arm {a} is missing' for a in was['arms'] if a not in now['arms']]
     return out + [d for a in was['arms'] if a in now['arms'] for d in walk(was['arms'][a], now['arms'][a], a)]
 
-# %% ../nbs/11_study.ipynb #4b05552e
+# %% ../nbs/11_study.ipynb #3dbeaf52
 @contextmanager
 def _said_once():
     "Lets every message through once: twelve cells have the same things to say."
@@ -200,7 +200,8 @@ def run(self:Study,
     def first_half(arm, seed, tell=None): learn(bench, recipes[arm], folder[arm,seed], seed, tell)
     def second_half(arm, seed, step, tell=None): report_on(bench, recipes[arm], folder[arm,seed], seed, step)
     ready, done = self.learned, self.done
-    with _said_once(), tqdm(total=len(folder), initial=.7*len(ready)+.3*len(done), desc=self.folder.name, disable=not progress, smoothing=0,
+    first, second = .85, .15                                           # of a cell's work; what the bar's estimate rests on
+    with _said_once(), tqdm(total=len(folder), initial=first*len(ready)+second*len(done), desc=self.folder.name, disable=not progress, smoothing=0,
                             bar_format='{desc}: {percentage:3.0f}% |{bar}| {n:.1f} of {total} cells, {elapsed} gone, {remaining} left') as bar:
         def go(work, jobs, share):
             "Jobs that are `share` of a cell's work each."
@@ -215,10 +216,10 @@ def run(self:Study,
                     else: file.unlink(missing_ok=True)
         try:
             for split in ('validation','test'): examine(bench, bench.base_folder, lambda: untouched(bench), words, split, 0, self.seeds[0], self.style.ref)
-            go(first_half, [c for c in self.cells if c not in ready], .7)
+            go(first_half, [c for c in self.cells if c not in ready], first)
             ready, chosen, done = self.learned, self.chosen, self.done
             if ready and not any(r['metric']==self.info['choose'] for r in self.kept(*ready[0])['rows']): note(f'{len(self.style.validation)} validation prompts are too few to measure {self.info["choose"]}, so style similarity chooses the steps; 32 would be enough.')
-            bar.n = .7*len(ready)+.3*len(self.done)                        # a choice that moved makes test prompts to be drawn again
-            go(second_half, [(a,s,chosen[a]) for a,s in ready if a in chosen and (a,s) not in done], .3)
+            bar.n = first*len(ready)+second*len(self.done)                        # a choice that moved makes test prompts to be drawn again
+            go(second_half, [(a,s,chosen[a]) for a,s in ready if a in chosen and (a,s) not in done], second)
         except KeyboardInterrupt: note(f'Stopped with {len(self.done)} of {len(self.cells)} cells done; what is done is kept, and the study goes on when it is called again.'); raise
     return self
