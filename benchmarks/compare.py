@@ -35,17 +35,14 @@ def spent(found):
     return dict(training=sum(Run(found.run_folder(*c)).log[-1]['seconds'] for c in found.cells), drawing=sum(k['draw'] for k in kept), scoring=sum(k['score'] for k in kept))
 
 def samplers(found, seed=0):
-    "KID to the true style and seconds, of each arm's test prompts drawn by several samplers from the same noise."
+    "KID to the true style of each arm's test prompts, drawn by several samplers from the same noise."
     style, base, rows = embedded(found.info['style']['name']), load_base('tiny'), []
     for arm,step in found.chosen.items():
         run = Run(found.run_folder(arm, seed), step)
         model = run.model('cpu', base)
-        sample(model, ['warm'], steps=2)
         for name,steps in SAMPLERS:
-            t = time.perf_counter()
             ims = sample(model, [style_prompt(p.text, run.words) for p in style.test], noise(seed, 'test'), steps, 7., name, raw=True)
-            took = time.perf_counter()-t
-            rows.append(dict(arm=arm, sampler=f'{name} {steps}', kid=round(float(score(ims, style.reference, style.test).kid['all']), 4), seconds=round(took, 1)))
+            rows.append(dict(arm=arm, sampler=f'{name} {steps}', kid=round(float(score(ims, style.reference, style.test).kid['all']), 4)))
     return rows
 
 def main():
@@ -61,8 +58,7 @@ def main():
     result = dict(device=f'{processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, no GPU', where=f'Ray, {a.ray}' if a.ray else 'this process', arms=found.arms, seeds=list(found.seeds), checkpoints=list(found.steps), sampler=i['sampler'],
         prompts={k:len(i['style'][k]) for k in ('validation','test')}, minutes=round(wall/60, 1), **{f'minutes_{k}':round(v/60, 1) for k,v in s.items()}, over_training_and_drawing=None if a.ray else round(wall/(s['training']+s['drawing']), 3), samplers=samplers(found), base=i['base'], **versions())
     print(json.dumps(result, indent=1))
-    table = pd.DataFrame(result['samplers'])
-    print(table.pivot(index='arm', columns='sampler', values='kid'), table.groupby('sampler').seconds.sum(), sep='\n')
+    print(pd.DataFrame(result['samplers']).pivot(index='arm', columns='sampler', values='kid'))
     if a.json: a.json.write_text(json.dumps(result, indent=1)+'\n')
 
 if __name__=='__main__': main()
