@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['app', 'console', 'say', 'demo', 'train', 'plan', 'sample', 'export', 'score', 'suggest', 'compare', 'env', 'main']
 
-# %% ../nbs/13_cli.ipynb #ff3f07a3
+# %% ../nbs/13_cli.ipynb #3a75517b
 import json, logging, os, re, sys
 from dataclasses import fields, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .base import load_base
-from .cells import embedded, own_style, tidy
+from .cells import SAMPLER, SCHEDULER, embedded, own_style, tidy
 from .devices import device_report, pick_device
 from .demo import SIZES, demo as run_demo
 from .export import LAYOUTS, export as export_run, push as push_export
@@ -262,7 +262,7 @@ def suggest(
     say(f'{k} pictures are in {folder}, {sum(bool(p) for p in chosen.images.people)} of them flagged as people; near {mean.near:.2f}, style itself {mean.style_itself:.2f} on average')
     say(f'They are shown in {folder}.png, and all {len(chosen.table)} of the pool with their terms are in {folder}.json; train with: --aux {folder}')
 
-# %% ../nbs/13_cli.ipynb #300fcdc0
+# %% ../nbs/13_cli.ipynb #13d8ee59
 @app.command()
 def compare(
     out:Annotated[Path, typer.Option(help='Folder for the study; one that was begun goes on.')],
@@ -278,8 +278,8 @@ def compare(
     method:Annotated[str, typer.Option(help=f'What trains: {", ".join(METHODS)}.')]='full',
     recipe:Annotated[Optional[Path], typer.Option(help='A recipe.json whose settings all arms use where no option says otherwise.')]=None,
     aux_count:Annotated[int, typer.Option(help='Auxiliary or generated images in each arm; all where there are fewer.')]=20,
-    sampler:Annotated[int, typer.Option(help='Sampler steps.')]=15,
-    scheduler:Annotated[str, typer.Option(help='As for sample.')]='dpmpp',
+    sampler:Annotated[int, typer.Option(help='Sampler steps.')]=SAMPLER,
+    scheduler:Annotated[str, typer.Option(help='As for sample.')]=SCHEDULER,
     encoder:Annotated[str, typer.Option(help='What the scores look through, as for score.')]='world',
     ray:Annotated[Optional[str], typer.Option(help='A Ray cluster: its address, auto to find it, or local to start one here.')]=None,
     gpus:Annotated[float, typer.Option(help='GPUs a run on the cluster, which may be a fraction.')]=0.,

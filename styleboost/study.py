@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['arm_name', 'arm_recipe', 'Study', 'differences', 'weights_bytes']
 
-# %% ../nbs/11_study.ipynb #4191eccc
+# %% ../nbs/11_study.ipynb #6e6be680
 import json, re, shutil
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -16,7 +16,7 @@ from tqdm.auto import tqdm
 
 from . import __version__
 from .base import Base
-from .cells import Bench, Style, embedded, examine, learn, report_on, untouched, without
+from .cells import SAMPLER, SCHEDULER, Bench, Style, embedded, examine, learn, report_on, untouched, without
 from .cluster import in_turn, on_ray
 from .features import known_as, load_encoder
 from .images import ImageSet, StyleboostError, log, note, png, write_whole
@@ -50,7 +50,7 @@ def arm_recipe(
     if len(images)<n: note(f'{images.name} has {len(images)} pictures, fewer than the {n} of other arms, and all are used.')
     return with_prior(plain, images.sample(min(n, len(images)), seed), name=name)
 
-# %% ../nbs/11_study.ipynb #b171eea1
+# %% ../nbs/11_study.ipynb #3ef9f6f0
 class Study(Results):
     "A table of runs: arms by seeds, scored at several checkpoints."
     def __init__(self,
@@ -63,9 +63,9 @@ class Study(Results):
         method:str='full',     # what trains, in arms given as words
         n:int=20,              # prior images, in arms given as words; all where there are fewer
         choose:str='kid',      # the metric that chooses an arm's step, on validation prompts
-        sampler:int=15,        # sampler steps
+        sampler:int=SAMPLER,   # sampler steps
         guidance:float=7.,
-        scheduler:str='dpmpp', # a name that `styleboost.sampling` knows
+        scheduler:str=SCHEDULER,   # a name that `styleboost.sampling` knows
         judge=None,            # an `Encoder` to score with, or what `load_encoder` takes; the embedded one unless given
         device:str=None,       # 'cpu' keeps it off the GPU
         **kw                   # other fields of `Recipe`, in arms given as words
