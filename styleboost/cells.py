@@ -6,10 +6,11 @@
 __all__ = ['SAMPLER', 'SCHEDULER', 'Style', 'embedded', 'own_style', 'Bench', 'untouched', 'noise', 'sheet_folder',
            'kept_pictures', 'keep_pictures', 'kept_scores', 'tidy', 'has', 'examine', 'learn', 'report_on']
 
-# %% ../nbs/10c_cells.ipynb #d59005ea
+# %% ../nbs/10c_cells.ipynb #079651dc
 import copy, json, time
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import count
 from pathlib import Path
 
 import pandas as pd
@@ -17,7 +18,7 @@ import torch
 
 from .base import Base, load_base
 from .devices import pick_device
-from .images import ImageSet, StyleboostError, note, write_whole
+from .images import ImageSet, Picture, StyleboostError, metadata_rows, note, write_whole
 from .metrics import METRICS, score, without
 from .recipes import Prompt, Recipe, read_prompts, style_prompt
 from .sampling import drawn, sample
@@ -43,7 +44,7 @@ class Style:
         object.__setattr__(self, 'reference', without(self.reference, [self.ref]))
     def prompts(self, split='test'): return dict(validation=self.validation, test=self.test)[split]
 
-# %% ../nbs/10c_cells.ipynb #c421e1bb
+# %% ../nbs/10c_cells.ipynb #1f0b13cd
 def embedded(
     style:str='openmoji',   # an embedded target style
     validation:int=24,      # prompts that choose the step, half of them people
@@ -73,6 +74,9 @@ def own_style(
         note(f'No prompts were given, so {len(asked)} captions of {reference.name} are asked for.')
     else: asked = read(test)
     if validation is None:
+        texts = [_same_text(p) for p in asked]
+        twice = next((p.text for i,p in enumerate(asked) if texts[i] in texts[:i]), None)
+        if twice: raise StyleboostError(f'The prompts ask for {twice!r} more than once, and what chooses the step may not be what is reported; leave the copies out.')
         chooses, asked = _thirds(asked)
         if not asked: raise StyleboostError('One prompt cannot both choose the step and be reported; give at least two, or validation prompts of their own.')
         note(f'{len(chooses)} of the {len(chooses)+len(asked)} prompts choose the step, and the other {len(asked)} are reported.')
@@ -117,7 +121,7 @@ def noise(
     "The seed of the first picture: the same for all arms, another for every seed and split."
     return 2*10**6*seed + 10**6*(split=='validation')
 
-# %% ../nbs/10c_cells.ipynb #6d11b9c5
+# %% ../nbs/10c_cells.ipynb #72d52a99
 def sheet_folder(
     folder:Path,  # of the run
     split:str,
@@ -127,14 +131,21 @@ def sheet_folder(
     return Path(folder)/'samples'/f'{split}-{step:06d}'
 
 def kept_pictures(folder:Path, split:str, step:int)->list:
-    "Pictures of a split and step in the order of the prompts, or None if they were not drawn."
-    at = sheet_folder(folder, split, step)
-    return [p.open() for p in ImageSet.from_folder(at)] if (at/'metadata.jsonl').exists() else None
+    "Pictures of a split and step in the order of the prompts, None for one that can no longer be read; None if they were not drawn."
+    rows = metadata_rows(sheet_folder(folder, split, step)/'metadata.jsonl')
+    return [_readable(sheet_folder(folder, split, step)/name) for name in rows] or None
+
+def _readable(path):
+    try: return Picture(path.name, path).open()
+    except StyleboostError as e: note(f'A picture that was drawn is left out: {e}')
 
 def keep_pictures(folder:Path, split:str, step:int, prompts:list, images:list, seed:int=0):
     "Keeps a picture a prompt; `seed` is the first one's."
     at = sheet_folder(folder, split, step)
     at.parent.mkdir(parents=True, exist_ok=True)
+    if at.exists():
+        aside = next(p for i in count(1) if not (p := at.with_name(f'{at.name}.left-{i}')).exists())
+        at.rename(aside); note(f'Pictures were missing in {at}, so all are drawn again; those that were left are in {aside.name}.')
     drawn(images, prompts, seed).save(at)
 
 def kept_scores(folder:Path)->dict:
@@ -157,7 +168,7 @@ def has(kept:dict, split:str, step:int)->bool:
     "Whether a split was scored at a step."
     return any(r['split']==split and r['step']==step for r in kept['rows'])
 
-# %% ../nbs/10c_cells.ipynb #8d5423a3
+# %% ../nbs/10c_cells.ipynb #16135ba6
 def examine(
     bench:Bench,
     folder:Path,   # of the run
@@ -169,18 +180,19 @@ def examine(
     ref:ImageSet,  # what was trained on as the style, for copying
 ):
     "Draws a split's prompts unless they are drawn, and scores them unless they are scored."
-    kept = kept_scores(folder)
-    if has(kept, split, step): return
-    asked, t = bench.style.prompts(split), time.time()
-    images = kept_pictures(folder, split, step)
-    if images is None or len(images)!=len(asked):
+    kept, asked, untrained = kept_scores(folder), bench.style.prompts(split), Path(folder)==bench.base_folder
+    if has(kept, split, step) and not untrained: return
+    images, t = kept_pictures(folder, split, step) or [], time.time()
+    whole = len(images)==len(asked) and all(images)
+    if has(kept, split, step) and whole: return                                       # the base's pictures serve every other score, so they have to be there
+    if not whole:
         images = sample(model(), [style_prompt(p.text, words) for p in asked], noise(seed, split), bench.sampler, bench.guidance, bench.scheduler, raw=True)
         keep_pictures(folder, split, step, asked, images, noise(seed, split))
     drawing, t = time.time()-t, time.time()
-    rows = tidy(score(images, bench.style.reference, asked, bench.judge, ref=ref, base=None if folder==bench.base_folder else kept_pictures(bench.base_folder, split, 0)), split=split, step=step)
+    rows = tidy(score(images, bench.style.reference, asked, bench.judge, ref=ref, base=None if untrained else kept_pictures(bench.base_folder, split, 0)), split=split, step=step)
     if not rows: raise StyleboostError(f'Nothing could be measured on {len(asked)} {split} prompts; give more prompts, or more pictures in the reference.')
     spent = dict(draw=drawing, score=time.time()-t)
-    write_whole({Path(folder)/'scores.json': json.dumps(dict(rows=kept['rows']+rows, seconds=dict(kept['seconds'], **{k:round(kept['seconds'].get(k,0)+v, 2) for k,v in spent.items()})), indent=0)+'\n'})
+    write_whole({Path(folder)/'scores.json': json.dumps(dict(rows=[r for r in kept['rows'] if (r['split'], r['step'])!=(split, step)]+rows, seconds=dict(kept['seconds'], **{k:round(kept['seconds'].get(k,0)+v, 2) for k,v in spent.items()})), indent=0)+'\n'})
 
 def _shown(recipe): return ImageSet([p for b in recipe.bindings if b.role=='style' for p in b.images], 'style')
 

@@ -208,7 +208,7 @@ def export(
     say(f'The model is {made}')
     if push: say(f'It is on the hub: {push_export(out, push)}')
 
-# %% ../nbs/13_cli.ipynb #750f4d04
+# %% ../nbs/13_cli.ipynb #1d179f12
 @app.command()
 def score(
     pictures:Annotated[Path, typer.Argument(help='A folder that `styleboost sample` wrote, pictures with their prompts; or a run, whose samples are scored.')],
@@ -219,11 +219,22 @@ def score(
     out:Annotated[Path, typer.Option(help='File for the scores.')]=Path('scores.json'),
 ):
     "Score pictures against a style's own and against their prompts."
+    _room_for(out)
     ims, real = ImageSet.from_folder(_drawn(pictures)), ImageSet.from_folder(reference)
     asked = read_prompts(prompts) if prompts else [Prompt(p.caption, p.people) for p in ims]
     table = score_images(ims, real, asked, encoder, ref=ref and ImageSet.from_folder(ref))
     write_whole({out: json.dumps(dict(judge=known_as(load_encoder(encoder)), rows=tidy(table)), indent=0)+'\n'})
     console.print(_scores(table)); say(f'The scores are in {out}')
+
+def _room_for(out):
+    "Refuses, before any work, a file that scores cannot be written to."
+    if out.is_dir(): raise StyleboostError(f'{out} is a folder; give a file with --out.')
+    if out.exists():
+        try: ours = {'judge','rows'}<=set(json.loads(out.read_text('utf-8')))
+        except (OSError, ValueError, TypeError): ours = False
+        if not ours: raise StyleboostError(f'{out} is there and was not written by `styleboost score`; give another file with --out.')
+    try: out.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as e: raise StyleboostError(f'The folder {out.parent} cannot be made ({e.strerror}); give another file with --out.') from e
 
 def _drawn(path):
     "The folder with pictures: of a run, its samples."

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['log', 'BOMB', 'KINDS', 'StyleboostError', 'note', 'write_whole', 'Picture', 'decode', 'png', 'contact_sheet',
-           'ImageSet', 'new_folder', 'fit', 'is_small']
+           'ImageSet', 'metadata_rows', 'new_folder', 'fit', 'is_small']
 
 # %% ../nbs/00_images.ipynb #a101ccf7
 import hashlib, io, json, logging, math, os, random, shutil, warnings
@@ -173,9 +173,11 @@ def sample(self:ImageSet,
     if k>len(self): raise StyleboostError(f'{self.name} has {len(self)} pictures, {k} were asked for; add pictures or ask for at most {len(self)}.')
     return self[sorted(random.Random(seed).sample(range(len(self)), k))]
 
-# %% ../nbs/00_images.ipynb #25b5f246
-def _metadata(path):
-    "Rows of a metadata.jsonl by file name."
+# %% ../nbs/00_images.ipynb #233599d7
+def metadata_rows(
+    path:Path,  # a metadata.jsonl, which need not exist
+)->dict:
+    "Its rows by file name."
     rows = {}
     if not path.exists(): return rows
     try: lines = path.read_text('utf-8-sig').splitlines()
@@ -200,7 +202,7 @@ def from_folder(cls:ImageSet,
     if not folder.is_dir(): raise StyleboostError(f'{folder} is a file; give the folder that holds the pictures.')
     try: files = sorted(folder.iterdir())
     except OSError as e: raise StyleboostError(f'The folder {folder} cannot be read ({e.strerror}); check its permissions.') from e
-    rows, pics, skipped, changes, texts = _metadata(folder/'metadata.jsonl'), [], [], {}, {}
+    rows, pics, skipped, changes, texts = metadata_rows(folder/'metadata.jsonl'), [], [], {}, {}
     for f in files:
         if f.suffix.lower()=='.txt' and not f.is_dir():
             try: texts[f.stem] = (f.name, f.read_text('utf-8-sig').strip())

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['cache_folder', 'prior_key', 'generated', 'resolve', 'Suggestion', 'suggest', 'save_suggestion', 'prior_images']
 
-# %% ../nbs/05_priors.ipynb #f917ff37
-import hashlib, json, os, tempfile
+# %% ../nbs/05_priors.ipynb #9aa51aac
+import hashlib, json, math, os, tempfile
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
@@ -76,7 +76,7 @@ def resolve(
     fill = lambda b: replace(b, images=generated(base, b.images, cache, progress=progress)) if isinstance(b.images, Generated) else b
     return replace(recipe, bindings=tuple(map(fill, recipe.bindings)))
 
-# %% ../nbs/05_priors.ipynb #a8333071
+# %% ../nbs/05_priors.ipynb #892debc9
 @dataclass
 class Suggestion:
     "An auxiliary set with the reasons for it."
@@ -118,6 +118,7 @@ def suggest(
     judge, trained = load_encoder(judge or 'world'), {p.sha for p in ref}
     free = torch.tensor([p.sha not in trained for p in pool], dtype=torch.bool)
     if len(ref)<3: raise StyleboostError(f'{ref.name} has {len(ref)} pictures, and how wide the style is cannot be told from fewer than 3; add some.')
+    if not all(map(math.isfinite, (near, general, itself))): raise StyleboostError(f'The weights are {near:g}, {general:g} and {itself:g}; give numbers.')
     if not 0<=people<=1: raise StyleboostError(f'The share of people is {people:g}; give a number from 0 to 1.')
     if not free.all(): note(f'{int((~free).sum())} of {len(pool)} pictures of {pool.name} are StyleRef pictures; they are not suggested.')
     if not 1<=k<=int(free.sum()): raise StyleboostError(f'{pool.name} has {int(free.sum())} pictures to choose from, {k} were asked for; ask for 1 to {int(free.sum())}.')

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['COLUMNS', 'Results', 'setting']
 
-# %% ../nbs/10e_results.ipynb #b1ddbd03
+# %% ../nbs/10e_results.ipynb #3ca667c7
 import json
 from pathlib import Path
 
@@ -13,7 +13,7 @@ import pandas as pd
 from fastcore.basics import patch
 
 from .cells import has, kept_pictures, kept_scores
-from .comparison import in_words, paired, ranked, step_lines, t_interval
+from .comparison import grain, in_words, paired, ranked, step_lines, t_interval
 from .images import ImageSet, StyleboostError
 from .metrics import METRICS, SHOWN
 from .recipes import Prompt
@@ -74,7 +74,7 @@ def done(self:Results):
     chosen = self.chosen
     return [(a,s) for a,s in self.learned if a in chosen and has(self.kept(a, s), 'test', chosen[a])]
 
-# %% ../nbs/10e_results.ipynb #d91ae8d7
+# %% ../nbs/10e_results.ipynb #531e9c05
 @patch(as_prop=True)
 def failed(self:Results):
     "Cells that failed, with what went wrong: (arm, seed) -> sentence."
@@ -88,7 +88,7 @@ def images(self:Results,
     step:int=None,
     split:str='test',   # or 'validation'
 )->list:
-    "Pictures that a cell drew, one a prompt; None if they are not drawn."
+    "Pictures that a cell drew, one a prompt, None for one that was lost; None if they are not drawn."
     return kept_pictures(self.run_folder(arm, seed), split, 0 if arm=='base' else step)
 
 @patch
@@ -156,12 +156,12 @@ def plot(self:Results,
     if metric not in set(t.metric): raise StyleboostError(f'Nothing was measured as {metric!r} on {split} prompts; choose one of {", ".join(m for m in METRICS if m in set(t.metric))}.')
     return panels(step_lines(t, metric))
 
-# %% ../nbs/10e_results.ipynb #c48c3a83
+# %% ../nbs/10e_results.ipynb #b0919eb4
 def _scores(rows, arm):
     "Means over seeds of an arm, with their intervals: group -> metric -> number, and n."
     mine, out = rows[rows.arm==arm], {}
     for (group,metric),r in mine.groupby(['group','metric']):
-        mean, low, high = t_interval(r.value)
+        mean, low, high = t_interval(r.value, grain=grain(r, metric, group))
         if metric.endswith('rate'): low, high = max(low, 0.), min(high, 1.)                  # a share is no less and no more
         out.setdefault(group, dict(n=0)).update({metric:mean, f'{metric}_low':low, f'{metric}_high':high})
         out[group]['n'] = max(out[group]['n'], int(r.n.max()))
@@ -176,7 +176,7 @@ def _column(self:Results, arm, rows):
     seeds, step, asked = [s for a,s in self.done if a==arm], self.chosen.get(arm), self.prompts()
     prior = self.folder/'sets'/f'prior-{arm}'
     if not seeds: return Column(arm, arm, [None]*len(asked), {}, note='failed' if arm in {a for a,_ in self.failed} else 'not done yet')
-    return Column(arm, arm, self.images(arm, seeds[0], step), _scores(rows, arm), _losses(Run(self.run_folder(arm, seeds[0]))), ImageSet.from_folder(prior) if prior.exists() else None,
+    return Column(arm, arm, self.images(arm, seeds[0], step) or [None]*len(asked), _scores(rows, arm), _losses(Run(self.run_folder(arm, seeds[0]))), ImageSet.from_folder(prior) if prior.exists() else None,
                   f'step {step}, {len(seeds)} seed{"s" if len(seeds)>1 else ""}, pictures of seed {seeds[0]}')
 
 @patch

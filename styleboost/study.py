@@ -5,27 +5,29 @@
 # %% auto #0
 __all__ = ['arm_name', 'arm_recipe', 'Study', 'differences', 'weights_bytes']
 
-# %% ../nbs/11_study.ipynb #6e6be680
-import json, re, shutil
+# %% ../nbs/11_study.ipynb #3c79cd9d
+import hashlib, json, re, shutil
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from pathlib import Path
 
 from fastcore.basics import patch
+from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from . import __version__
-from .base import Base
+from .base import Base, complete
 from .cells import SAMPLER, SCHEDULER, Bench, Style, embedded, examine, learn, report_on, untouched, without
 from .cluster import in_turn, on_ray
 from .features import known_as, load_encoder
 from .images import ImageSet, StyleboostError, log, note, png, write_whole
 from .metrics import METRICS
+from .methods import suggested
 from .priors import prior_images, resolve
 from .recipes import Generated, Recipe, no_prior, with_prior
 from .results import Results, setting
 from .sampling import scheduler_for
-from .training import versions
+from .training import check, versions
 
 # %% ../nbs/11_study.ipynb #e6c72981
 def arm_name(
@@ -50,7 +52,7 @@ def arm_recipe(
     if len(images)<n: note(f'{images.name} has {len(images)} pictures, fewer than the {n} of other arms, and all are used.')
     return with_prior(plain, images.sample(min(n, len(images)), seed), name=name)
 
-# %% ../nbs/11_study.ipynb #3ef9f6f0
+# %% ../nbs/11_study.ipynb #5f2c65e2
 class Study(Results):
     "A table of runs: arms by seeds, scored at several checkpoints."
     def __init__(self,
@@ -96,8 +98,9 @@ class Study(Results):
     def _setting(self, seeds, choose):
         "What may not change, as plain data."
         b, s = self.bench, self.style
+        flags = [p.people for p in s.reference]                                             # no part of its hash, and scores of people rest on them
         prompts = lambda ps: [dict(text=p.text, people=p.people, truth=p.truth and p.truth.sha) for p in ps]
-        info = dict(version=__version__, style=dict(name=s.name, ref=s.ref.hash, reference=s.reference.hash, validation=prompts(s.validation), test=prompts(s.test)),
+        info = dict(version=__version__, style=dict(name=s.name, ref=s.ref.hash, reference=s.reference.hash, people_in_reference=f'{flags.count(True)} of {len(flags)}, {hashlib.sha256(repr(flags).encode()).hexdigest()[:8]}', validation=prompts(s.validation), test=prompts(s.test)),
                     arms={k:dict(r.to_dict(), base='') for k,r in self.recipes.items()}, seeds=list(seeds), steps=list(b.steps), choose=choose,
                     sampler=dict(steps=b.sampler, guidance=b.guidance, scheduler=b.scheduler), judge=known_as(load_encoder(b.judge or 'world')), base={}, versions=versions())
         return json.loads(json.dumps(info))
@@ -136,7 +139,7 @@ def differences(
     out += [f'arm {a} is missing' for a in was['arms'] if a not in now['arms']]
     return out + [d for a in was['arms'] if a in now['arms'] for d in walk(was['arms'][a], now['arms'][a], a)]
 
-# %% ../nbs/11_study.ipynb #3dbeaf52
+# %% ../nbs/11_study.ipynb #cf00e1f1
 @contextmanager
 def _said_once():
     "Lets every message through once: twelve cells have the same things to say."
@@ -164,14 +167,35 @@ def weights_bytes(
     parts = [base.unet]+recipe.text_encoder*list(base.encoders.values())
     return sum(p.numel() for m in parts for p in m.parameters())*(2 if recipe.weights=='bfloat16' else 4)
 
+# %% ../nbs/11_study.ipynb #ff3e7c48
+@contextmanager
+def _alone(folder):
+    "The folder for one process at a time; the lock ends with the process, however that ends."
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder/'.lock', timeout=0)
+    try: lock.acquire()
+    except Timeout as e: raise StyleboostError(f'Another process is at work on {folder}; wait until it has ended, or choose another folder.') from e
+    except (OSError, NotImplementedError) as e: note(f'{folder} cannot be locked ({e}); see to it that no other process works on it.')
+    try: yield
+    finally: lock.release()
+
 @patch
-def begin(self:Study)->dict:
-    "Writes down what the study is; its recipes, with pictures in place of orders for them."
-    taken = self.folder.is_dir() and any(self.folder.iterdir()) and not (self.folder/'study.json').exists()
+def refuse(self:Study):
+    "Refuses what would fail later, before anything is written."
+    taken = self.folder.is_dir() and any(f.name!='.lock' for f in self.folder.iterdir()) and not (self.folder/'study.json').exists()
     if taken or self.folder.is_file(): raise StyleboostError(f'{self.folder} is not empty and holds no study; choose another folder.')
     base, was = self.bench.loaded, self.info['base']
     if was and was['hash']!=base.hash: raise StyleboostError(f'{self.folder} holds another study: the base\'s weights were {was["hash"]} and are {base.hash}. Choose another folder, or the old base.')
-    scheduler_for(base, self.bench.scheduler)                                                # one that does not exist is refused before anything is written
+    scheduler_for(base, self.bench.scheduler)
+    for arm,r in self.recipes.items():
+        try: check(complete(suggested(replace(r, base=base.name), base), base), base)
+        except StyleboostError as e: raise StyleboostError(f'The arm {arm} cannot be trained: {e}') from e
+
+@patch
+def begin(self:Study)->dict:
+    "Writes down what the study is; its recipes, with pictures in place of orders for them."
+    base = self.bench.loaded
+    if (self.folder/'study.json').exists(): self.info = self._agreed(setting(self.folder))   # another process may have added to it
     self.info['base'] = dict(name=Path(base.name).name, hash=base.hash)
     self.folder.mkdir(parents=True, exist_ok=True)
     write_whole({self.folder/'study.json': json.dumps(self.info, indent=1, ensure_ascii=False)+'\n'})
@@ -188,6 +212,7 @@ def begin(self:Study)->dict:
         if len(pics) and not (self.folder/'sets'/name/'metadata.jsonl').exists(): _small(pics).save(self.folder/'sets'/name)
     return recipes
 
+# %% ../nbs/11_study.ipynb #83e8c352
 @patch
 def run(self:Study,
     ray:str=None,       # address of a Ray cluster, 'auto' to find it or 'local' to start one here; this process unless given
@@ -195,13 +220,20 @@ def run(self:Study,
     progress:bool=True, # show a bar over the whole study
 )->Study:
     "Does what is not done. Interrupted, it keeps what is done and goes on when called again."
+    with _said_once():
+        self.refuse()
+        with _alone(self.folder): self._carry_out(ray, gpus, progress)
+    return self
+
+@patch
+def _carry_out(self:Study, ray, gpus, progress):
     recipes, bench = self.begin(), self.bench
     words, folder = next(iter(recipes.values())).token, {c:self.run_folder(*c) for c in self.cells}
     def first_half(arm, seed, tell=None): learn(bench, recipes[arm], folder[arm,seed], seed, tell)
     def second_half(arm, seed, step, tell=None): report_on(bench, recipes[arm], folder[arm,seed], seed, step)
     ready, done = self.learned, self.done
     first, second = .85, .15                                           # of a cell's work; what the bar's estimate rests on
-    with _said_once(), tqdm(total=len(folder), initial=first*len(ready)+second*len(done), desc=self.folder.name, disable=not progress, smoothing=0,
+    with tqdm(total=len(folder), initial=first*len(ready)+second*len(done), desc=self.folder.name, disable=not progress, smoothing=0,
                             bar_format='{desc}: {percentage:3.0f}% |{bar}| {n:.1f} of {total} cells, {elapsed} gone, {remaining} left') as bar:
         def go(work, jobs, share):
             "Jobs that are `share` of a cell's work each."
@@ -222,4 +254,3 @@ def run(self:Study,
             bar.n = first*len(ready)+second*len(self.done)                        # a choice that moved makes test prompts to be drawn again
             go(second_half, [(a,s,chosen[a]) for a,s in ready if a in chosen and (a,s) not in done], second)
         except KeyboardInterrupt: note(f'Stopped with {len(self.done)} of {len(self.cells)} cells done; what is done is kept, and the study goes on when it is called again.'); raise
-    return self

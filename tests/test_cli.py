@@ -127,6 +127,17 @@ def test_score_takes_a_reference_without_flags(here, drawn, tmp_path):
     done = in_process('score', drawn.folder, '--reference', here/'bare', '--out', tmp_path/'scores.json')
     assert 'Traceback' not in done.err and done.code==0 and rows(tmp_path/'scores.json')['all']['n']==4
 
+def test_score_spoils_no_file_that_it_did_not_write(here, drawn, tmp_path):
+    mine = tmp_path/'scores.json'
+    for theirs in ('{"rows": [], "seconds": {}}', 'precious', '[1]', '3'):
+        mine.write_text(theirs)
+        done = in_process('score', drawn.folder, '--reference', here/'aux', '--out', mine)
+        assert done.code==1 and 'was not written by `styleboost score`' in done.err and mine.read_text()==theirs
+    done = in_process('score', drawn.folder, '--reference', here/'aux', '--out', mine/'below.json')
+    assert done.code==1 and 'cannot be made' in done.err and 'Traceback' not in done.err
+    for _ in range(2): assert in_process('score', drawn.folder, '--reference', here/'aux', '--out', tmp_path/'new'/'scores.json').code==0
+    assert in_process('score', drawn.folder, '--reference', here/'aux', '--out', tmp_path).err.startswith(f'styleboost: {tmp_path} is a folder')
+
 def test_score_takes_a_run_prompts_and_style_references(here, trained, tmp_path):
     asked = tmp_path/'asked.tsv'; asked.write_text('prompt\tpeople\n'+''.join(f'thing {i}\t{"true" if i<5 else "false"}\n' for i in range(8)))
     done = in_process('score', trained.folder, '--reference', here/'aux', '--ref', here/'ref', '--prompts', asked, '--out', tmp_path/'scores.json')

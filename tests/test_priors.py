@@ -154,6 +154,11 @@ def colours(*rgb, people=False): return ImageSet([Picture(f'{i}.png', data=png(I
 
 GREENS = colours((0,200,0), (0,220,0), (0,240,0), (0,180,0))
 
+@pytest.mark.parametrize('term', ['near','general','itself'])
+def test_weights_are_numbers(term, refused):
+    for odd in (float('nan'), float('inf')):
+        with refused('The weights are', 'give numbers'): suggest(TAUGHT, of_sets('micah', 'planets'), 6, **{term:odd})
+
 def test_the_table_has_a_row_a_picture_in_the_pools_order_and_the_terms_make_the_score():
     p = of_sets('micah', 'sprouts')
     s = suggest(TAUGHT, p, 6, near=2, general=.25, itself=3)

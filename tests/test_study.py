@@ -166,6 +166,44 @@ def test_a_process_that_is_killed_goes_on(tmp_path, ref, aux, picture):
     assert len(found.done)==2 and (tmp_path/'s'/'report.html').exists() and found.info['sampler']['scheduler']=='dpmpp'
     assert 'The arm without a prior is added' in done.stdout
 
+@pytest.mark.parametrize('scored', [True, False])
+def test_a_picture_that_was_lost_or_spoilt(straight, make, tmp_path, said, scored):
+    "Its scores stand and the report leaves it empty; unscored, all are drawn again and what was left is kept."
+    folder = shutil.copytree(straight.folder, tmp_path/'s')
+    run, step = straight.run_folder('aux', 0).relative_to(straight.folder), straight.chosen['aux']
+    files = sorted((folder/run/'samples'/f'test-{step:06d}').glob('*.png'))
+    files[0].unlink(); files[2].write_text('no picture')
+    if not scored: (folder/run/'scores.json').unlink()
+    study = make(folder).run(progress=False)
+    same(study, straight)
+    assert [im is None for im in study.images('aux', 0, step)]==[scored, False, scored, False]
+    assert study.report().exists() and len(study.done)==4
+    aside = folder/run/'samples'/f'test-{step:06d}.left-1'
+    assert aside.exists()!=scored and any('missing' in m and aside.name in m for m in said())!=scored
+    if not scored: assert (aside/files[1].name).exists()
+
+def test_the_bases_pictures_are_drawn_again_where_one_is_lost(straight, make, tmp_path):
+    folder = shutil.copytree(straight.folder, tmp_path/'s')
+    next((folder/'base'/'samples'/'test-000000').glob('*.png')).unlink()
+    study = make(folder).run(progress=False)
+    same(study, straight)
+    assert all(study.images('base')) and len(study.images('base'))==4
+
+def test_a_folder_belongs_to_one_process(straight, make, tmp_path, refused):
+    folder = shutil.copytree(straight.folder, tmp_path/'s')
+    hold = f'import sys; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); print("held", flush=True); sys.stdin.read()'
+    other = subprocess.Popen([sys.executable, '-c', hold, str(folder/'.lock')], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline()=='held\n'
+    with refused('Another process is at work', folder): make(folder).run(progress=False)
+    other.kill(); other.wait()
+    assert len(make(folder).run(progress=False).done)==4                                     # a lock ends with its process
+
+def test_what_another_process_added_is_not_forgotten(straight, make, tmp_path):
+    folder = shutil.copytree(straight.folder, tmp_path/'s')
+    before = make(folder)
+    make(folder, seeds=(2,)).begin(); before.begin()
+    assert Results(folder).seeds==before.seeds==(0,1,2)
+
 # nothing is mixed
 
 @pytest.mark.parametrize('change,words', [
@@ -187,6 +225,12 @@ def test_another_recipe_prompt_or_missing_arm_is_refused(straight, make, quick, 
     with refused('aux.bindings'): make(straight.folder, dict(none=quick(None), aux=quick(weight=.5)))
     with refused('arm aux is missing'): make(straight.folder, dict(none=quick(None)))
     with refused('style.test differs in 1 of 4'): make(straight.folder, style=replace(style, test=style.test[:3]))
+
+def test_other_flags_of_the_reference_are_refused(straight, make, style, refused):
+    "The hash of a set knows its pictures and captions; who is called a person changes the scores all the same."
+    turned = ImageSet([replace(p, people=not p.people) for p in style.reference], style.reference.name)
+    assert turned.hash==style.reference.hash
+    with refused('holds another study', 'people_in_reference was "5 of 10, '): make(straight.folder, style=replace(style, reference=turned))
 
 def test_another_base_or_version_is_refused(straight, make, refused, lively, monkeypatch):
     with refused('weights were', 'disturbed'): make(straight.folder, base=lively).run(progress=False)
@@ -235,6 +279,8 @@ def test_a_style_of_ones_own(tmp_path, ref, picture, said, refused):
     with refused('cannot both choose'): own_style(tmp_path/'ref', tmp_path/'real', tmp_path/'p.txt')
     (tmp_path/'v.txt').write_text('a cook \n')
     with refused('both in the validation'): own_style(tmp_path/'ref', tmp_path/'real', tmp_path/'p.txt', tmp_path/'v.txt')
+    (tmp_path/'p.txt').write_text('a cook\na house\na  Cook\na dog\n')
+    with refused("'a  Cook' more than once"): own_style(tmp_path/'ref', tmp_path/'real', tmp_path/'p.txt')
     bare = ImageSet([picture(f'bare{i}', caption='') for i in range(4)], 'bare')
     with refused('No prompts were given'): own_style(ref, bare)
 
@@ -258,6 +304,11 @@ def test_wrong_calls(make, tmp_path, refused, kw, words):
 def test_a_scheduler_that_does_not_exist_spoils_no_folder(make, tmp_path, refused):
     with refused('no scheduler', 'dpmp'): make(tmp_path/'s', scheduler='dpmp').run(progress=False)
     assert not (tmp_path/'s'/'study.json').exists()
+
+@pytest.mark.parametrize('kw,words', [(dict(method='nope'), ['There is no method', 'nope']), (dict(token='two words'), ['is not one word'])])
+def test_an_arm_that_cannot_be_trained_spoils_no_folder(make, quick, tmp_path, refused, kw, words):
+    with refused('The arm aux cannot be trained', *words): make(tmp_path/'s', dict(none=quick(None), aux=replace(quick(), **kw))).run(progress=False)
+    assert not (tmp_path/'s').exists()
 
 # comparison
 
@@ -289,6 +340,15 @@ def test_what_may_be_said():
     assert words[0].startswith('near is better than none') and 'no difference seen' in words[2] and 'an interval needs two' in words[3] and '4 comparisons' in words[-1]
     up = paired(pd.DataFrame(table(dict(none=[.5,.6,.7], near=[.1,.2,.31]), 'style')), 'style')
     assert list(up.verdict)==['worse']
+
+def test_shares_that_agree_by_chance_are_no_certainty():
+    "One prompt of 32 against two, three times: no scatter, and still no verdict; a difference of many prompts is one."
+    few = paired(pd.DataFrame(table(dict(none=[1/32]*3, aux=[2/32]*3, all=[1.]*3), 'false_people_rate', group='things', n=32)), 'false_people_rate', 'things')
+    assert list(few.verdict)==['no difference seen','worse'] and list(few.holds)==[False,True] and (few.low<few.difference).all()
+    g, wrong = torch.Generator().manual_seed(0), 0
+    for rates in torch.rand(1000, 2, 3, 32, generator=g).lt(.05).double().mean(-1).tolist():
+        wrong += paired(pd.DataFrame(table(dict(none=rates[0], aux=rates[1]), 'people_rate', group='people', n=32)), 'people_rate', 'people', confidence=1-.05/3).verdict[0]!='no difference seen'
+    assert wrong/1000<.05/3
 
 def test_where_plain_features_disagree_the_table_shows_it():
     t = pd.DataFrame(table(dict(none=[.5,.6,.7], near=[.1,.2,.31], other=[.2,.3,.4])) + table(dict(none=[.5,.6,.7], near=[.9,1.,1.12], other=[.45,.7,.7]), 'plain_kid'))
