@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from styleboost import priors
+from styleboost import metrics, priors
 from styleboost.cli import app, main
 from styleboost.images import ImageSet
 from styleboost.training import Run
@@ -28,6 +28,7 @@ def in_process(*args):
     "Runs the command here: its exit status, and what it wrote. An error that gets through is a traceback, as it would be in a shell."
     log, out, err, code = logging.getLogger('styleboost'), io.StringIO(), io.StringIO(), 0
     handlers, propagate = log.handlers[:], log.propagate
+    metrics._once.cache_clear()                             # a command says everything, whatever this process has said before
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         try: main([str(a) for a in args])
         except SystemExit as e: code = e.code or 0
