@@ -121,7 +121,7 @@ def noise(
     "The seed of the first picture: the same for all arms, another for every seed and split."
     return 2*10**6*seed + 10**6*(split=='validation')
 
-# %% ../nbs/10c_cells.ipynb #72d52a99
+# %% ../nbs/10c_cells.ipynb #93fd32ea
 def sheet_folder(
     folder:Path,  # of the run
     split:str,
@@ -132,8 +132,8 @@ def sheet_folder(
 
 def kept_pictures(folder:Path, split:str, step:int)->list:
     "Pictures of a split and step in the order of the prompts, None for one that can no longer be read; None if they were not drawn."
-    rows = metadata_rows(sheet_folder(folder, split, step)/'metadata.jsonl')
-    return [_readable(sheet_folder(folder, split, step)/name) for name in rows] or None
+    at = sheet_folder(folder, split, step)
+    return [_readable(at/name) for name in metadata_rows(at/'metadata.jsonl')] or None
 
 def _readable(path):
     try: return Picture(path.name, path).open()
@@ -168,7 +168,7 @@ def has(kept:dict, split:str, step:int)->bool:
     "Whether a split was scored at a step."
     return any(r['split']==split and r['step']==step for r in kept['rows'])
 
-# %% ../nbs/10c_cells.ipynb #16135ba6
+# %% ../nbs/10c_cells.ipynb #d2d7aa32
 def examine(
     bench:Bench,
     folder:Path,   # of the run
@@ -181,10 +181,11 @@ def examine(
 ):
     "Draws a split's prompts unless they are drawn, and scores them unless they are scored."
     kept, asked, untrained = kept_scores(folder), bench.style.prompts(split), Path(folder)==bench.base_folder
-    if has(kept, split, step) and not untrained: return
+    scored = has(kept, split, step)
+    if scored and not untrained: return
     images, t = kept_pictures(folder, split, step) or [], time.time()
     whole = len(images)==len(asked) and all(images)
-    if has(kept, split, step) and whole: return                                       # the base's pictures serve every other score, so they have to be there
+    if scored and whole: return                                       # the base's pictures serve every other score, so they have to be there
     if not whole:
         images = sample(model(), [style_prompt(p.text, words) for p in asked], noise(seed, split), bench.sampler, bench.guidance, bench.scheduler, raw=True)
         keep_pictures(folder, split, step, asked, images, noise(seed, split))

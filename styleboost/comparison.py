@@ -26,7 +26,7 @@ def t_interval(
     half = student(len(x)-1, confidence)*max(x.std(), grain/math.sqrt(12))/math.sqrt(len(x))
     return x.mean(), x.mean()-half, x.mean()+half
 
-# %% ../nbs/10b_comparison.ipynb #c34387af
+# %% ../nbs/10b_comparison.ipynb #35271601
 def verdict(
     low:float, high:float,  # an interval of a difference
     way:str,                # 'up' if more is better, or 'down'
@@ -70,14 +70,14 @@ def paired(
     wide, way = by_seed(table, metric, group), METRICS[metric][1]
     against = against or ('none' if 'none' in wide else wide.columns[0])
     if against not in wide: raise StyleboostError(f'There is no arm {against!r}; choose one of {", ".join(wide)}.')
-    others, out, step = wide.columns.drop(against), [], math.sqrt(2)*grain(table, metric, group)     # of a difference of two
+    others, out, tick = wide.columns.drop(against), [], math.sqrt(2)*grain(table, metric, group)     # both of the difference's terms are rounded
     plain = by_seed(table, f'plain_{metric}', group) if f'plain_{metric}' in set(table.metric) else None
     for arm in others:
         both = wide[[arm,against]].dropna()
         d = both[arm]-both[against]
-        mean, low, high = t_interval(d, confidence, step)
+        mean, low, high = t_interval(d, confidence, tick)
         row = dict(arm=arm, against=against, seeds=len(both), value=both[arm].mean(), other=both[against].mean(), difference=mean, low=low, high=high, verdict=verdict(low, high, way))
-        row['holds'] = verdict(*t_interval(d, 1-(1-confidence)/len(others), step)[1:], way) in ('better','worse')
+        row['holds'] = verdict(*t_interval(d, 1-(1-confidence)/len(others), tick)[1:], way) in ('better','worse')
         if plain is not None:
             _, low, high = t_interval((plain[arm]-plain[against]).dropna(), confidence)
             row['plain'] = verdict(low, high, way); row['agree'] = row['plain']==row['verdict']
@@ -121,7 +121,7 @@ def ranked(
         out = out.assign(plain_value=plain.value, plain_rank=plain['rank'], agree=plain['rank']==out['rank'])
     return out.sort_values('rank').rename_axis('arm').reset_index()
 
-# %% ../nbs/10b_comparison.ipynb #50676b00
+# %% ../nbs/10b_comparison.ipynb #6649343f
 def step_lines(
     table:pd.DataFrame,  # tidy, of one split
     metric:str='kid',
@@ -132,12 +132,12 @@ def step_lines(
     groups = [g for g in ('people','things') if g in set(rows.group)] or ['all']
     parts = {}
     for g in groups:
-        step = grain(rows, metric, g)
+        tick = grain(rows, metric, g)
         lines = parts[f'{METRICS[metric][0]}, {g}'] = []
         base = rows[(rows.arm=='base')&(rows.group==g)]
         if len(base): lines.append(Line(titles.get('base', 'untouched base'), 'base', PALETTE['soft'], [0], [base.value.mean()]))
         for i,a in enumerate(arms):
-            at = [(s, *t_interval(r.value, grain=step)) for s,r in rows[(rows.arm==a)&(rows.group==g)].groupby('step')]
+            at = [(s, *t_interval(r.value, grain=tick)) for s,r in rows[(rows.arm==a)&(rows.group==g)].groupby('step')]
             if not at: continue
             x, y, low, high = map(list, zip(*at))
             sure = all(map(math.isfinite, low))

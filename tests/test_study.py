@@ -191,7 +191,7 @@ def test_the_bases_pictures_are_drawn_again_where_one_is_lost(straight, make, tm
 
 def test_a_folder_belongs_to_one_process(straight, make, tmp_path, refused):
     folder = shutil.copytree(straight.folder, tmp_path/'s')
-    hold = f'import sys; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); print("held", flush=True); sys.stdin.read()'
+    hold = 'import sys; from filelock import FileLock; lock = FileLock(sys.argv[1]); lock.acquire(); print("held", flush=True); sys.stdin.read()'
     other = subprocess.Popen([sys.executable, '-c', hold, str(folder/'.lock')], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert other.stdout.readline()=='held\n'
     with refused('Another process is at work', folder): make(folder).run(progress=False)
