@@ -121,7 +121,7 @@ def noise(
     "The seed of the first picture: the same for all arms, another for every seed and split."
     return 2*10**6*seed + 10**6*(split=='validation')
 
-# %% ../nbs/10c_cells.ipynb #93fd32ea
+# %% ../nbs/10c_cells.ipynb #b7dfb94e
 def sheet_folder(
     folder:Path,  # of the run
     split:str,
@@ -137,7 +137,7 @@ def kept_pictures(folder:Path, split:str, step:int)->list:
 
 def _readable(path):
     try: return Picture(path.name, path).open()
-    except StyleboostError as e: note(f'A picture that was drawn is left out: {e}')
+    except StyleboostError: note(f'{path}, which was drawn, is gone or cannot be read.')
 
 def keep_pictures(folder:Path, split:str, step:int, prompts:list, images:list, seed:int=0):
     "Keeps a picture a prompt; `seed` is the first one's."
