@@ -10,13 +10,14 @@ import pandas as pd
 import torch
 
 from peer import processor
-from styleboost.base import load_base
-from styleboost.cells import embedded, noise
-from styleboost.metrics import score
-from styleboost.recipes import style_prompt
-from styleboost.results import Results
-from styleboost.sampling import sample
-from styleboost.training import Run, versions
+from styleboost.bases.base import load_base
+from styleboost.studies.style import embedded
+from styleboost.studies.cells import noise
+from styleboost.judging.metrics import score
+from styleboost.pictures.prompts import style_prompt
+from styleboost.studies.results import Results
+from styleboost.bases.sampling import sample
+from styleboost.training.loop import Run, versions
 
 ARMS = ('none', 'generated', 'world:people', 'world:things')
 SAMPLERS = (('ddim',20), ('dpmpp',10), ('dpmpp',15), ('dpmpp',30))

@@ -6,13 +6,13 @@ Small tables go to nbs/evidence/results, where the notebooks of evidence read th
 import argparse, json
 from pathlib import Path
 
-from styleboost.cells import Style
-from styleboost.images import ImageSet
-from styleboost.metrics import SHOWN
-from styleboost.priors import suggest
-from styleboost.recipes import dreambooth, multi, no_prior, styleboost
-from styleboost.study import Study
-from styleboost.world.pictures import STYLES, pool, prompts, reference, style_ref
+from styleboost.studies.style import Style
+from styleboost.pictures.images import ImageSet
+from styleboost.judging.metrics import SHOWN
+from styleboost.judging.suggest import suggest
+from styleboost.training.recipes import dreambooth, multi, no_prior, styleboost
+from styleboost.studies.study import Study
+from styleboost.pictures.world import STYLES, pool, prompts, reference, style_ref
 
 RESULTS = Path(__file__).resolve().parents[1]/'nbs'/'evidence'/'results'
 SETTING = dict(steps=(50,100,200), sampler=10, scheduler='dpmpp')   # one cell takes about a minute and a half on two cores

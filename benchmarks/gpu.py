@@ -16,11 +16,12 @@ from PIL import Image
 
 import peer
 from peer import CLASS, Results, STYLE, TOLD, aux, follow, new
-from styleboost.blanks import blank
-from styleboost.images import ImageSet, png, write_whole
-from styleboost.memory import best_precision, plan
-from styleboost.recipes import no_prior, with_prior
-from styleboost.training import train, versions
+from styleboost.bases.blanks import blank
+from styleboost.pictures.images import ImageSet, png
+from styleboost.core import write_whole
+from styleboost.training.memory import best_precision, plan
+from styleboost.training.recipes import no_prior, with_prior
+from styleboost.training.loop import train, versions
 
 SKIPPED = 10  # steps before the clock starts: warm-up
 

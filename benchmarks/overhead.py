@@ -6,11 +6,11 @@ from pathlib import Path
 import torch
 
 from peer import processor
-from styleboost.base import complete, load_base
-from styleboost.methods import method_for
-from styleboost.recipes import styleboost
-from styleboost.training import train, versions
-from styleboost.world.pictures import pool, style_ref
+from styleboost.bases.base import complete, load_base
+from styleboost.methods.method import method_for
+from styleboost.training.recipes import styleboost
+from styleboost.training.loop import train, versions
+from styleboost.pictures.world import pool, style_ref
 
 def bare(base, recipe, steps):
     "Seconds of each step of forward, backward and AdamW, and nothing else."

@@ -20,16 +20,19 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 import styleboost as styleboost_
-from styleboost.base import complete, load_base, quiet
-from styleboost.batches import Batches
-from styleboost.images import Picture, png, write_whole
-from styleboost.memory import best_precision
-from styleboost.objective import Batch
-from styleboost.recipes import style_prompt, styleboost
-from styleboost.sampling import sample
-from styleboost.sources import find_base, weights_hash
-from styleboost.training import Run, train, versions
-from styleboost.world.pictures import pool, prompts, style_ref
+from styleboost.bases.base import complete, load_base
+from styleboost.core import quiet
+from styleboost.training.batches import Batches
+from styleboost.pictures.images import Picture, png
+from styleboost.core import write_whole
+from styleboost.training.memory import best_precision
+from styleboost.training.objective import Batch
+from styleboost.pictures.prompts import style_prompt
+from styleboost.training.recipes import styleboost
+from styleboost.bases.sampling import sample
+from styleboost.bases.files import find_base, weights_hash
+from styleboost.training.loop import Run, train, versions
+from styleboost.pictures.world import pool, prompts, style_ref
 
 STAGES = ('first-loss','flags','speed','end-to-end','tune','quality','table')
 STYLE, TOLD, CLASS = style_ref(), style_prompt(), style_prompt(token='')
@@ -309,13 +312,15 @@ def asked(split, n, draws): return [(p, d) for d in range(draws) for p in prompt
 
 @cache
 def truths(split, n):
-    from styleboost.features import load_judge, to_tensor
+    from styleboost.judging.judge import load_judge
+    from styleboost.pictures.tensors import to_tensor
     return load_judge().features(to_tensor([p.truth for p in prompts('openmoji', split, n)]))
 
 def quality_of(a, model, split):
     "KID of a model's pictures of held-out prompts to the style's own pictures of them."
-    from styleboost.features import load_judge, to_tensor
-    from styleboost.metrics import kid
+    from styleboost.judging.judge import load_judge
+    from styleboost.pictures.tensors import to_tensor
+    from styleboost.judging.metrics import kid
     what = asked(split, a.prompts, a.draws)
     ims = sample(model, [style_prompt(p.text) for p,_ in what], 0, a.sampler, raw=True)
     mean, std = kid(load_judge().features(to_tensor(ims)), truths(split, a.prompts))

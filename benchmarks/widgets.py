@@ -12,9 +12,9 @@ sys.path.insert(0, str(ROOT/'tests'))
 
 GRID = '''
 from PIL import Image
-from styleboost.images import ImageSet, Picture, png
-from styleboost.widgets import AuxPicker
-from styleboost.world.pictures import pool, style_ref
+from styleboost.pictures.images import ImageSet, Picture, png
+from styleboost.widgets.picker import AuxPicker
+from styleboost.pictures.world import pool, style_ref
 large = ImageSet([Picture(p.name, data=png(p.open().resize((256,256), Image.LANCZOS)), people=p.people) for p in pool('people')[:48]+pool('things')[:48]], 'large')
 picker = AuxPicker(style_ref(), large, page=48)
 picker'''
@@ -41,9 +41,9 @@ def clicks(n=40):
 
 def previews(steps=200):
     "What previews at the default interval add to the training of a default recipe."
-    from styleboost.recipes import styleboost
-    from styleboost.widgets import TrainingMonitor
-    from styleboost.world.pictures import pool, style_ref
+    from styleboost.training.recipes import styleboost
+    from styleboost.widgets.monitor import TrainingMonitor
+    from styleboost.pictures.world import pool, style_ref
     with tempfile.TemporaryDirectory() as d:
         m = TrainingMonitor(styleboost(style_ref(), pool('people'), n=20, steps=steps), Path(d)/'run', device='cpu')
         t0 = time.perf_counter(); m.run(); whole = time.perf_counter()-t0
@@ -55,9 +55,9 @@ def page():
     from types import SimpleNamespace
     import pandas as pd
     from PIL import Image
-    from styleboost.recipes import Prompt
-    from styleboost.widgets import Compare
-    from styleboost.world.pictures import pool, style_ref
+    from styleboost.pictures.prompts import Prompt
+    from styleboost.widgets.compare import Compare
+    from styleboost.pictures.world import pool, style_ref
     arms, seeds, steps = list('abcd'), (0,1,2), (50,100,150,200)
     drawn = [p.open().resize((512,512), Image.LANCZOS) for p in pool('people')[:300]+pool('things')[:300]]
     def images(arm, seed=0, step=None, split='test'):
@@ -92,7 +92,7 @@ def main():
     a = p.parse_args()
     if wrong:=[x for x in a.parts if x not in PARTS]: p.error(f'there is no part {wrong[0]}; choose from {", ".join(PARTS)}')
     from peer import processor
-    from styleboost.training import versions
+    from styleboost.training.loop import versions
     kept = json.loads(a.out.read_text()) if a.out.exists() else {}
     for name in a.parts or PARTS:
         kept[name] = PARTS[name](); print(json.dumps({name:kept[name]}, indent=1), flush=True)

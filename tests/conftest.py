@@ -12,11 +12,12 @@ import pytest, torch
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
-from styleboost.base import load_base
-from styleboost.blanks import blank
-from styleboost.images import ImageSet, Picture, StyleboostError, png
-from styleboost.recipes import no_prior, with_prior
-from styleboost.sources import TINY, weights_hash
+from styleboost.bases.base import load_base
+from styleboost.bases.blanks import blank
+from styleboost.pictures.images import ImageSet, Picture, png
+from styleboost.core import StyleboostError
+from styleboost.training.recipes import no_prior, with_prior
+from styleboost.bases.files import TINY, weights_hash
 
 settings.register_profile('tests', deadline=None, derandomize=True, database=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 settings.load_profile('tests')

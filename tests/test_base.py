@@ -7,10 +7,10 @@ from huggingface_hub import constants, errors
 from safetensors.torch import load_file, save_file
 
 from original import original
-from styleboost import sources
-from styleboost.base import Condition, complete, load_base, suggestions
-from styleboost.blanks import blank
-from styleboost.sources import FAMILIES, TINY, hub_files, weights_hash
+from styleboost.bases import files as sources
+from styleboost.bases.base import Condition, complete, load_base, suggestions
+from styleboost.bases.blanks import blank
+from styleboost.bases.files import FAMILIES, TINY, hub_files, weights_hash
 
 EACH = pytest.mark.parametrize('family', FAMILIES)
 PROMPTS = ['a woman', 'a dog on a hill', 'a woman']

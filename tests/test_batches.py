@@ -3,10 +3,10 @@ import pytest, torch
 from hypothesis import given, strategies as st
 from PIL import Image
 
-from styleboost.batches import Batches, bucket_sizes, cache_moments, order, size_of
-from styleboost.blanks import blank
-from styleboost.images import ImageSet, Picture, png
-from styleboost.recipes import Binding
+from styleboost.training.batches import Batches, bucket_sizes, cache_moments, order, size_of
+from styleboost.bases.blanks import blank
+from styleboost.pictures.images import ImageSet, Picture, png
+from styleboost.training.recipes import Binding
 
 # the order of pictures
 

@@ -11,10 +11,12 @@ if not CHROMIUM: pytest.skip('Chromium is not installed; `apt-get install chromi
 
 CELLS = ['''
 from pathlib import Path
-from styleboost.base import load_base
-from styleboost.recipes import no_prior
-from styleboost.widgets import AuxPicker, Compare, TrainingMonitor
-from styleboost.world.pictures import pool, style_ref, prompts
+from styleboost.bases.base import load_base
+from styleboost.training.recipes import no_prior
+from styleboost.widgets.picker import AuxPicker
+from styleboost.widgets.compare import Compare
+from styleboost.widgets.monitor import TrainingMonitor
+from styleboost.pictures.world import pool, style_ref, prompts
 base = load_base('tiny')
 picker = AuxPicker(style_ref(people=3, things=3), pool('people')[:30]+pool('things')[:30], page=24)
 picker''', 'picker', '''
@@ -25,7 +27,7 @@ import io
 import numpy as np, pandas as pd
 from PIL import Image
 from types import SimpleNamespace
-from styleboost.recipes import Prompt
+from styleboost.pictures.prompts import Prompt
 sets = dict(base=pool('planets'), none=pool('open-peeps'), aux=pool('micah'))
 study = SimpleNamespace(folder=Path('study'), arms=['none','aux'], seeds=(0,), steps=(10,20), failed={}, chosen={}, ref=None, prompts=lambda split: [Prompt(f'person {i}', i%2==0) for i in range(8)] if split=='test' else [],
     images=lambda arm, seed, step, split: [p.open() for p in sets[arm][(0 if arm=='base' else step):][:8]],

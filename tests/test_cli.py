@@ -8,10 +8,11 @@ from safetensors.torch import load_file
 from typer.main import get_command
 from typer.testing import CliRunner
 
-from styleboost import metrics, priors
+from styleboost.judging import metrics
+from styleboost.training import priors
 from styleboost.cli import app, main
-from styleboost.images import ImageSet
-from styleboost.training import Run
+from styleboost.pictures.images import ImageSet
+from styleboost.training.loop import Run
 
 OPTIONS = dict(
     demo='--style --out --quick --seed --aux',

@@ -11,13 +11,13 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from styleboost import export as module
-from styleboost.base import Base, load_base
-from styleboost.export import export, kohya_tensors, merged, push, single_tensors
-from styleboost.methods import method_for
-from styleboost.recipes import Recipe
-from styleboost.sampling import sample, scheduler_for
-from styleboost.training import Run, train
+from styleboost.exporting import export as module
+from styleboost.bases.base import Base, load_base
+from styleboost.exporting.export import export, kohya_tensors, merged, push, single_tensors
+from styleboost.methods.method import method_for
+from styleboost.training.recipes import Recipe
+from styleboost.bases.sampling import sample, scheduler_for
+from styleboost.training.loop import Run, train
 
 PROMPT = 'a photo of zwx style, a dog'
 

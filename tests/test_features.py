@@ -6,9 +6,12 @@ from PIL import Image, ImageChops
 from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel
 
-from styleboost.features import ClipEncoder, CsdEncoder, load_encoder, load_judge, plain_statistics, style_similarity, style_statistics, style_vectors, to_tensor
-from styleboost.images import Picture, png
-from styleboost.world.pictures import pictures, pool
+from styleboost.judging.encoders import ClipEncoder, CsdEncoder, load_encoder
+from styleboost.judging.judge import load_judge
+from styleboost.judging.style import plain_statistics, style_similarity, style_statistics, style_vectors
+from styleboost.pictures.tensors import to_tensor
+from styleboost.pictures.images import Picture, png
+from styleboost.pictures.world import pictures, pool
 
 SMALL = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
 

@@ -7,8 +7,9 @@ import pytest
 from hypothesis import given, strategies as st
 from PIL import Image
 
-from styleboost import images
-from styleboost.images import ImageSet, Picture, StyleboostError
+from styleboost.pictures import images
+from styleboost.pictures.images import ImageSet, Picture
+from styleboost.core import StyleboostError
 
 TEAL, RED = (0,128,128), (255,0,0)
 

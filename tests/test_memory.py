@@ -7,12 +7,13 @@ import torch.nn.functional as F
 from hypothesis import given, strategies as st
 from safetensors.torch import load_file, save_file
 
-from styleboost import memory
-from styleboost.blanks import blank
-from styleboost.memory import LiveBytes, Stepper, attention_of, gigabytes, head_sizes, in_half, plan, round_stochastically, set_attention, xformers_fault
-from styleboost.methods import method_for
-from styleboost.recipes import Generated, Recipe, multi, with_prior
-from styleboost.training import Run, train
+from styleboost.training import memory
+from styleboost.bases.blanks import blank
+from styleboost.training.memory import (LiveBytes, Stepper, attention_of, gigabytes, head_sizes, in_half, plan, round_stochastically, set_attention,
+    xformers_fault)
+from styleboost.methods.method import method_for
+from styleboost.training.recipes import Generated, Recipe, multi, with_prior
+from styleboost.training.loop import Run, train
 
 # attention
 
@@ -327,9 +328,9 @@ def test_training_uses_what_the_plan_chose(base, quick, tmp_path, said):
 
 LAUNCH = '''
 import sys
-from styleboost.images import ImageSet
-from styleboost.recipes import no_prior, with_prior
-from styleboost.training import train
+from styleboost.pictures.images import ImageSet
+from styleboost.training.recipes import no_prior, with_prior
+from styleboost.training.loop import train
 here, out, method = sys.argv[1:]
 recipe = with_prior(no_prior(ImageSet.from_folder(f'{here}/ref'), batch=2, steps=3, lr=1e-3, checkpoint=2, method=method), ImageSet.from_folder(f'{here}/aux'))
 train(recipe, f'{here}/{out}', device='cpu', progress=False, every=1)

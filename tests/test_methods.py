@@ -8,11 +8,11 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from styleboost.base import load_base
-from styleboost.methods import ADAPTERS, METHODS, TARGETS, adapter_config, method_for, suggested
-from styleboost.recipes import Generated, Recipe
-from styleboost.sampling import sample
-from styleboost.training import Run, train
+from styleboost.bases.base import load_base
+from styleboost.methods.method import ADAPTERS, METHODS, TARGETS, adapter_config, method_for, suggested
+from styleboost.training.recipes import Generated, Recipe
+from styleboost.bases.sampling import sample
+from styleboost.training.loop import Run, train
 
 CASES = [(m, 'attention') for m in METHODS] + [(m, 'all') for m,v in ADAPTERS.items() if v[3]]
 cases = pytest.mark.parametrize('name, targets', CASES, ids=['-'.join(c) for c in CASES])

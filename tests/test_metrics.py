@@ -5,12 +5,14 @@ import numpy as np, pandas as pd, pytest, torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
-from styleboost import metrics
-from styleboost.features import load_judge, plain_statistics
-from styleboost.images import ImageSet, Picture
-from styleboost.metrics import METRICS, SHOWN, copying, diversity, fid, interval, jackknife, kid, look_at, score, student, wilson
-from styleboost.recipes import Prompt
-from styleboost.world.pictures import pictures, pool, prompts, reference, style_ref
+from styleboost.judging import metrics
+from styleboost.judging.judge import load_judge
+from styleboost.judging.style import plain_statistics
+from styleboost.pictures.images import ImageSet, Picture
+from styleboost.judging.metrics import (
+    METRICS, SHOWN, copying, diversity, fid, interval, jackknife, kid, look_at, score, student, wilson)
+from styleboost.pictures.prompts import Prompt
+from styleboost.pictures.world import pictures, pool, prompts, reference, style_ref
 
 def randn(*shape, seed=0, **kw): return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), **kw)
 

@@ -2,14 +2,15 @@
 import hashlib, json
 from dataclasses import replace
 
-import diffusers, pytest
+import diffusers, pytest, torch
 from PIL import Image
 
-from styleboost import priors
-from styleboost.images import ImageSet, Picture, png
-from styleboost.priors import cache_folder, generated, prior_images, prior_key, resolve, save_suggestion, suggest
-from styleboost.recipes import Generated, dreambooth, styleboost
-from styleboost.world.pictures import pictures, pool, style_ref
+from styleboost.training import priors
+from styleboost.pictures.images import ImageSet, Picture, png
+from styleboost.training.priors import cache_folder, generated, prior_images, prior_key, resolve
+from styleboost.judging.suggest import save_suggestion, suggest
+from styleboost.training.recipes import Generated, dreambooth, styleboost
+from styleboost.pictures.world import pictures, pool, style_ref
 
 ORDER = Generated('a photo of style', 3, 7, 2)
 
@@ -147,8 +148,8 @@ def of_sets(*names, n=12): return ImageSet([p for k in names for p in pool(k)[:n
 class Flat:
     "An encoder whose features are given by the pictures' mean colour; it cannot tell people."
     name, people, embed_texts, person_line = 'flat', None, None, None
-    def features(self, images): return priors.torch.tensor([p.open().resize((1,1)).getpixel((0,0)) for p in images])/255
-    def style_features(self, f): return f if isinstance(f, priors.torch.Tensor) else self.features(f)
+    def features(self, images): return torch.tensor([p.open().resize((1,1)).getpixel((0,0)) for p in images])/255
+    def style_features(self, f): return f if isinstance(f, torch.Tensor) else self.features(f)
 
 def colours(*rgb, people=False): return ImageSet([Picture(f'{i}.png', data=png(Image.new('RGB', (8,8), c)), people=people) for i,c in enumerate(rgb)], 'colours')
 

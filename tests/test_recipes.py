@@ -6,8 +6,9 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
-from styleboost.images import ImageSet, Picture
-from styleboost.recipes import Binding, Generated, Recipe, dreambooth, no_prior, read_prompts, style_prompt, styleboost, with_prior
+from styleboost.pictures.images import ImageSet, Picture
+from styleboost.training.recipes import Binding, Generated, Recipe, dreambooth, no_prior, styleboost, with_prior
+from styleboost.pictures.prompts import read_prompts, style_prompt
 
 def flagged(*flags): return ImageSet([Picture(f'{i}.png', data=bytes([i]), people=p) for i,p in enumerate(flags)], 'mine')
 

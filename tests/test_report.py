@@ -7,9 +7,11 @@ import pytest
 from hypothesis import given, strategies as st
 from PIL import Image
 
-from styleboost import report
-from styleboost.images import ImageSet, Picture, StyleboostError, png
-from styleboost.report import Column, apart, best, formatted, score_rows, write_report
+from styleboost.showing import report
+from styleboost.pictures.images import ImageSet, Picture, png
+from styleboost.core import StyleboostError
+from styleboost.showing.report import Column, best, score_rows, write_report
+from styleboost.showing.figures import apart, formatted
 
 EVIL = '<script>alert("1")</script> & "a \'quoted\' $x$ <img src=http://evil.example/x.png>'
 METRICS = dict(kid=('KID', 'down', 'Distance.'), style=('Style', 'up', 'Likeness.'), people_rate=('People', 'up', 'Share.'))

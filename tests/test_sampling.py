@@ -4,9 +4,9 @@ from pathlib import Path
 
 import diffusers, numpy as np, pytest, torch
 
-from styleboost.base import Base, load_base
-from styleboost.sampling import SCHEDULERS, sample, scheduler_for
-from styleboost.sources import FAMILIES
+from styleboost.bases.base import Base, load_base
+from styleboost.bases.sampling import SCHEDULERS, sample, scheduler_for
+from styleboost.bases.files import FAMILIES
 
 PROMPTS = ['a woman', 'a dog on a hill', 'a']
 

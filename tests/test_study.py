@@ -5,16 +5,18 @@ from types import SimpleNamespace
 
 import pandas as pd, pytest, torch
 
-from styleboost import cells, images, study as rooms
-from styleboost.cells import Style, own_style
-from styleboost.comparison import in_words, paired, ranked, t_interval
-from styleboost.features import load_encoder
-from styleboost.images import ImageSet
-from styleboost.metrics import METRICS
-from styleboost.recipes import Prompt, with_prior
-from styleboost.results import COLUMNS, Results
-from styleboost.study import Study, arm_name, arm_recipe
-from styleboost.training import Run
+from styleboost.studies import cells, study as rooms
+from styleboost.pictures import images
+from styleboost.studies.style import Style, own_style
+from styleboost.studies.comparison import in_words, paired, ranked, t_interval
+from styleboost.judging.encoders import load_encoder
+from styleboost.pictures.images import ImageSet
+from styleboost.judging.metrics import METRICS
+from styleboost.pictures.prompts import Prompt
+from styleboost.training.recipes import with_prior
+from styleboost.studies.results import COLUMNS, Results
+from styleboost.studies.study import Study, arm_name, arm_recipe
+from styleboost.training.loop import Run
 
 class Killed(BaseException): "Ends the process as far as the code can tell: nothing catches it."
 

@@ -6,12 +6,13 @@ import pandas as pd, pytest
 
 ray = pytest.importorskip('ray')
 
-from styleboost import cluster
-from styleboost.cells import Style
-from styleboost.cluster import on_ray
-from styleboost.images import ImageSet, StyleboostError, note
-from styleboost.recipes import Prompt
-from styleboost.study import Study
+from styleboost.studies import jobs as cluster
+from styleboost.studies.style import Style
+from styleboost.studies.jobs import on_ray
+from styleboost.pictures.images import ImageSet
+from styleboost.core import StyleboostError, note
+from styleboost.pictures.prompts import Prompt
+from styleboost.studies.study import Study
 
 def workers(name):
     "Processes of this test's cluster that work on a job of that name."

@@ -8,11 +8,17 @@ import numpy as np, pandas as pd, pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from styleboost import training
-from styleboost.images import ImageSet, Picture, StyleboostError, log, png
-from styleboost.recipes import Prompt
-from styleboost.training import Run, train
-from styleboost.widgets import AuxPicker, Compare, TrainingMonitor, compare, monitor, page, panels
+from styleboost.training import loop as training
+from styleboost.pictures.images import ImageSet, Picture, png
+from styleboost.core import StyleboostError, log
+from styleboost.pictures.prompts import Prompt
+from styleboost.training.loop import Run, train
+from styleboost.widgets import monitor, page
+from styleboost.widgets.picker import AuxPicker
+from styleboost.widgets.compare import Compare
+from styleboost.widgets.monitor import TrainingMonitor
+from styleboost.studies.results import compare
+from styleboost.showing.figures import panels
 
 @pytest.fixture(scope='module')
 def pool(picture):

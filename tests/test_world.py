@@ -5,9 +5,10 @@ from pathlib import Path
 import pytest
 from safetensors import safe_open
 
-from styleboost.sources import TINY
-from styleboost.features import JUDGE
-from styleboost.world.pictures import PACKS, SETS, STYLES, pictures, pool, prompts, reference, split_of, style_ref, subject_of
+from styleboost.bases.files import TINY
+from styleboost.judging.judge import JUDGE
+from styleboost.pictures.world import (
+    PACKS, SETS, STYLES, pictures, pool, prompts, reference, split_of, style_ref, subject_of)
 
 ROOT = Path(__file__).resolve().parents[1]
 size = lambda folder: sum(f.stat().st_size for f in Path(folder).rglob('*') if f.is_file())

@@ -17,11 +17,11 @@ from fastcore.basics import patch
 from ipywidgets import HTML, IntProgress
 from PIL import Image
 
-from ..images import StyleboostError, log
-from ..recipes import Recipe
-from ..sampling import sample
-from ..sheets import gridded
-from ..training import Run, train
+from ..core import StyleboostError, log
+from ..training.recipes import Recipe
+from ..bases.sampling import sample
+from ..pictures.sheets import gridded
+from ..training.loop import Run, train
 from .panels import Panel, in_notebook, row, thumb
 
 # %% ../../nbs/widgets/02_monitor.ipynb #d66d85e2

@@ -14,7 +14,8 @@ from IPython.display import display
 from ipywidgets import HTML, Box, Button, HBox, ToggleButton, VBox
 from PIL import Image, ImageOps
 
-from ..images import Picture, StyleboostError
+from ..pictures.images import Picture
+from ..core import StyleboostError
 
 # %% ../../nbs/widgets/00_panels.ipynb #cc40edf7
 LOOK = '''<style>

@@ -16,8 +16,9 @@ from fastcore.basics import patch
 from ipywidgets import BoundedIntText, Dropdown, HTML, Text, ToggleButtons
 from PIL import Image
 
-from ..images import ImageSet, StyleboostError, write_whole
-from ..sheets import labelled
+from ..pictures.images import ImageSet
+from ..core import StyleboostError, write_whole
+from ..pictures.sheets import labelled
 from .panels import Panel, Tiles, row, thumb
 
 # %% ../../nbs/widgets/01_picker.ipynb #d7b1f699
