@@ -136,7 +136,8 @@ class ImageSet(Sequence):
         name:str='images',  # how messages and recipes call it
         skipped:tuple=(),   # files left out, each with the reason
     ):
-        self.pictures, self.name, self.skipped = tuple(pictures), name, tuple(skipped)
+        self.pictures, self.name = tuple(pictures), name
+        self.skipped = tuple(skipped)
     def __len__(self): return len(self.pictures)
     def __getitem__(self, i):
         if isinstance(i, slice): return ImageSet(self.pictures[i], self.name)
