@@ -100,7 +100,7 @@ def named_scheduler(
                   f'its pictures will be off, and {next(iter(SAMPLERS))} is safer.')
     return made
 
-# %% ../../nbs/bases/01_processes.ipynb #6dbdfe72
+# %% ../../nbs/bases/01_processes.ipynb #3f838670
 @dataclass(frozen=True)
 class Gaussian:
     "Noise or velocity prediction on a discrete schedule."
@@ -121,7 +121,7 @@ class Gaussian:
             'bases that predict epsilon or v_prediction can.')
     def corrupt(self, xs, g):
         eps = noises(xs, g)
-        t = torch.randint(self.levels, (len(xs),), generator=g).to(xs[0].device, non_blocking=True)
+        t = torch.randint(self.levels, (len(xs),), generator=g)
         rows = list(t)
         return each(self.schedule.add_noise, xs, eps, rows), t, each(self.target, xs, eps, rows)
     def losses(self, pred, y, t):
@@ -137,7 +137,7 @@ class Gaussian:
         made = self.scheduler(name); made.set_timesteps(steps)
         return Sampler(made)
 
-# %% ../../nbs/bases/01_processes.ipynb #854f7eff
+# %% ../../nbs/bases/01_processes.ipynb #e2b9c474
 @dataclass(frozen=True)
 class Flow:
     "Rectified flow: a straight line from the picture to noise."
@@ -148,8 +148,8 @@ class Flow:
     def settings(self): return dict(self.schedule.config)
     def corrupt(self, xs, g):
         eps = noises(xs, g)
-        s = torch.sigmoid(torch.randn(len(xs), generator=g)).to(xs[0].device, non_blocking=True)
-        along = lambda x, e, s: x + s.view(-1, *[1]*(x.ndim-1))*(e-x)
+        s = torch.sigmoid(torch.randn(len(xs), generator=g))
+        along = lambda x, e, s: x + s.to(x.device).view(-1, *[1]*(x.ndim-1))*(e-x)
         return each(along, xs, eps, list(s)), s*self.schedule.config.num_train_timesteps, each(lambda x, e: e-x, xs, eps)
     def losses(self, pred, y, t): return ((pred.float()-y.float())**2).flatten(1).mean(1)
     def weighing(self, min_snr):
@@ -163,7 +163,7 @@ class Flow:
         made = self.scheduler(name); made.set_timesteps(steps)
         return Sampler(made)
 
-# %% ../../nbs/bases/01_processes.ipynb #8ec808d5
+# %% ../../nbs/bases/01_processes.ipynb #42c57c52
 @dataclass(frozen=True)
 class Masked:
     "Tokens, some of them hidden."
@@ -177,8 +177,9 @@ class Masked:
     def settings(self): return dict(self.schedule.config)
     def corrupt(self, xs, g):
         ranks = noises([x.float() for x in xs], g, torch.rand)
-        t = torch.rand(len(xs), generator=g).to(xs[0].device, non_blocking=True)
+        t = torch.rand(len(xs), generator=g)
         def hidden(x, r, t):
+            t = t.to(x.device)
             n = (r[0].numel()*torch.cos(t*math.pi/2)).round().clamp(min=1)
             place = r.flatten(1).argsort(-1).argsort(-1).view_as(r)
             return place < n.view(-1, *[1]*(r.ndim-1))

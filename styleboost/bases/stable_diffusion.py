@@ -103,7 +103,7 @@ class Clip:
         whole = [w[:-4] for w in self.tokenizer.convert_ids_to_tokens(order) if w.endswith('</w>') and len(w)>6]
         return [w for w in whole if w!=word.lower()][:3]
 
-# %% ../../nbs/bases/04_stable_diffusion.ipynb #79b0e014
+# %% ../../nbs/bases/04_stable_diffusion.ipynb #2a3dd5a0
 _blocks = r'(down_blocks|mid_block|up_blocks)\..*\.'
 
 class Unet(nn.Module):
@@ -117,10 +117,10 @@ class Unet(nn.Module):
     def halvings(self): return len(self.unet.config.block_out_channels)-1
     @property
     def dtype(self): return self.unet.dtype
-    def told(self, xt, c): return dict(encoder_hidden_states=c['hidden'])
+    def told(self, xt, c): return dict(encoder_hidden_states=c['hidden'].to(self.dtype))
     def forward(self, xt, t, c, **more):
         "(n,c,h,w), (n,) and a condition -> what the base predicts, like xt."
-        xt, c = xt.to(self.dtype), c.to(self.dtype)       # frozen weights may be kept in half precision
+        xt = xt.to(self.dtype)                            # frozen weights may be kept in half precision
         return self.unet(xt, t, **self.told(xt, c), **more).sample
 
 class UnetXL(Unet):
@@ -129,8 +129,8 @@ class UnetXL(Unet):
     def told(self, xt, c):
         size = [s*self.downscale for s in xt.shape[-2:]]
         frame = c['frame'] if 'frame' in c else torch.as_tensor((*size, 0, 0, *size), device=xt.device)
-        added = dict(text_embeds=c['pooled'], time_ids=frame.float().expand(len(xt), 6))
-        return dict(encoder_hidden_states=c['hidden'], added_cond_kwargs=added)
+        added = dict(text_embeds=c['pooled'].to(self.dtype), time_ids=frame.float().expand(len(xt), 6))
+        return dict(super().told(xt, c), added_cond_kwargs=added)
 
 # %% ../../nbs/bases/04_stable_diffusion.ipynb #9d7a50d6
 @dataclass(frozen=True)

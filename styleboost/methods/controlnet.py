@@ -26,7 +26,7 @@ def edges(
     steep = (F.conv2d(grey, across)**2 + F.conv2d(grey, across.mT)**2).sqrt()
     return steep.clamp(0,1).expand(-1,3,-1,-1)
 
-# %% ../../nbs/methods/03_controlnet.ipynb #bebeac02
+# %% ../../nbs/methods/03_controlnet.ipynb #249c4ba6
 class Controlled(nn.Module):
     "A U-Net that a ControlNet adds to, where the condition holds a picture."
     def __init__(self, net, control):
@@ -42,8 +42,8 @@ class Controlled(nn.Module):
     def dtype(self): return self.inner.dtype
     def forward(self, xt, t, c):
         if 'picture' not in c or not self.on: return self.inner(xt, t, c)
-        x, told = xt.to(self.dtype), c.to(self.dtype)
-        down, mid = self.control(x, t, controlnet_cond=told['picture'], return_dict=False, **self.inner.told(x, told))
+        x, picture = xt.to(self.dtype), c['picture'].to(self.dtype)
+        down, mid = self.control(x, t, controlnet_cond=picture, return_dict=False, **self.inner.told(x, c))
         return self.inner(xt, t, c, down_block_additional_residuals=down, mid_block_additional_residual=mid)
 
 # %% ../../nbs/methods/03_controlnet.ipynb #24f873a6

@@ -52,13 +52,14 @@ class Layout:
     warning:str=''          # what a person should know before using it
     beside:Callable=None    # (method, base) -> text files by name, that go beside it
 
-# %% ../../nbs/methods/00_method.ipynb #847fd6ce
+# %% ../../nbs/methods/00_method.ipynb #8f2c049b
 @dataclass(frozen=True, kw_only=True)
 class Method:
     "What a paper changes; everything it leaves alone is inherited."
     words:tuple=('zwx',)        # what the style is called; not a setting: the recipe fills it in
     name = ''                   # in `styleboost.methods.load`
     wraps = False               # whether the base's layers stand inside others afterwards
+    whole = False               # whether every weight of the net trains
     layouts = {}                # export name -> `Layout`
     def attach(self, base:Base, seed:int=0)->Base:
         "A base in which what trains asks for a gradient; it gets one that it may change, all frozen."
@@ -157,10 +158,12 @@ def frozen(base:Base)->Base:
     for m in base.modules.values(): m.requires_grad_(False).eval()
     return base
 
-# %% ../../nbs/methods/00_method.ipynb #a4980430
+# %% ../../nbs/methods/00_method.ipynb #dd43440a
+def _kind(annotation)->str: return annotation if isinstance(annotation, str) else getattr(annotation, '__name__', str(annotation))
+
 def _read(text, kind):
     "A text as what a field's annotation asks for."
-    kinds = [k.strip() for k in (kind if isinstance(kind, str) else getattr(kind, '__name__', str(kind))).split('|')]
+    kinds = [k.strip() for k in _kind(kind).split('|')]
     if text.lower() in ('none','null') and 'None' in kinds: return None
     if 'bool' in kinds: return {'true':True, 'yes':True, '1':True, 'false':False, 'no':False, '0':False}[text.lower()]
     if 'int' in kinds and re.fullmatch(r'[+-]?\d+', text): return int(text)
@@ -180,15 +183,15 @@ def read_settings(
     for k,v in given.items():
         try: out[k] = _read(v, known[k]) if isinstance(v, str) else v
         except (KeyError, ValueError) as e:
-            raise StyleboostError(f'{whose} takes a {known[k]} for {k}, and {v!r} is none.') from e
+            raise StyleboostError(f'{whose} has a setting {k} of the kind {_kind(known[k])}, and {v!r} is none.') from e
     return out
 
-# %% ../../nbs/methods/00_method.ipynb #0db5dac3
+# %% ../../nbs/methods/00_method.ipynb #5fd285ed
 @dataclass(frozen=True, kw_only=True)
 class Full(Method):
     "Every weight of the net, and of the reader."
     text_encoder:bool=True    # whether the reader trains too
-    name = 'full'
+    name, whole = 'full', True
     def attach(self, base, seed=0):
         parts = base.learning if self.text_encoder else base.net.parts
         for m in parts.values(): m.requires_grad_(True)
