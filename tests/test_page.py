@@ -12,7 +12,6 @@ NOT_YET = {
     '00_core.ipynb': 'width shown',
     '00a_devices.ipynb': 'width',
     '90_demo.ipynb': 'width shown',
-    '91_cli.ipynb': 'width length shown',
     'bases/00_base.ipynb': 'width length shown',
     'bases/02_sampling.ipynb': 'width length',
     'bases/03_files.ipynb': 'width length shown',
