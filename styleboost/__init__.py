@@ -19,7 +19,7 @@ _ROOMS = {
     'judging.suggest': 'suggest',
     'widgets.picker': 'AuxPicker',
     'training.memory': 'plan',
-    'bases.base': 'load_base',
+    'bases.load': 'load_base',
     'training.loop': 'train Run',
     'widgets.monitor': 'TrainingMonitor',
     'bases.sampling': 'sample',

@@ -4,8 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'console', 'RECIPE', 'METHOD', 'MEMORY', 'OPTIONS', 'Ref', 'RecipeFile', 'Memory', 'Settings', 'Encoder', 'say',
-           'option', 'method_names', 'takes', 'demo', 'train', 'plan', 'sample', 'export', 'score', 'suggest',
-           'compare', 'env', 'main']
+           'option', 'takes', 'demo', 'train', 'plan', 'sample', 'export', 'score', 'suggest', 'compare', 'env', 'main']
 
 # %% ../nbs/91_cli.ipynb #18db3db7
 import json, logging, os, re, sys
@@ -21,6 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .core import StyleboostError, log, new_folder, write_whole
+from .methods.load import METHODS
 from .pictures.images import ImageSet
 from .pictures.prompts import TOKEN, Prompt, drawn, read_prompts, style_prompt
 from .pictures.world import STYLES, pool, pools, style_ref
@@ -54,13 +54,9 @@ RECIPE = dict(
     checkpoint=option(int, 'Steps between checkpoints.'))
 
 # %% ../nbs/91_cli.ipynb #1dfb2ac8
-def method_names()->list:
-    "What `--method` takes, for the help."
-    return 'full lora dora rslora loha lokr hira oft boft hra miss gralora'.split()
-
 _method = dict(panel='The method')
 METHOD = dict(
-    method=option(str, f'What trains: {", ".join(method_names())}.', **_method),
+    method=option(str, f'What trains: {", ".join(METHODS)}.', **_method),
     text_encoder=option(bool, 'Whether the text encoder trains too.', **_method),
     rank=option(int, 'Of an adapter; 16 unless given.', **_method),
     alpha=option(float, 'Of an adapter; the rank unless given.', **_method),
@@ -281,7 +277,7 @@ def plan(
 # %% ../nbs/91_cli.ipynb #2f8e8a0d
 def _model(name, at=None):
     "A run, as it was at some step if you say so; or a base."
-    from styleboost.bases.base import load_base
+    from styleboost.bases.load import load_base
     from styleboost.training.loop import Run
     if (Path(name)/'recipe.json').exists(): return Run(name, at)
     if at is not None: raise StyleboostError(f'--at goes with a run, and {name} is none: it has no recipe.json.')
@@ -553,7 +549,7 @@ def env():
 def _environment():
     "What a report of a fault should say, as pairs of words."
     import torch
-    from styleboost.bases.base import load_base
+    from styleboost.bases.load import load_base
     from styleboost.devices import device_report
     from styleboost.training.loop import versions
     yield 'python', sys.version.split()[0]

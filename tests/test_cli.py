@@ -14,7 +14,7 @@ from styleboost.judging import metrics
 from styleboost.training import priors
 from styleboost.cli import app, main
 from styleboost.exporting.export import LAYOUTS
-from styleboost.methods.method import METHODS
+from styleboost.methods.load import METHODS, method_class
 from styleboost.pictures.images import ImageSet
 from styleboost.pictures.world import STYLES
 from styleboost.studies.cells import SAMPLER, SCHEDULER
@@ -115,8 +115,9 @@ def test_help_names_every_method_layout_style_and_default():
     study = {p.name: p.default for p in get_command(app).commands['compare'].params}
     assert (study['sampler'], study['scheduler'])==(SAMPLER, SCHEDULER)
 
-def test_an_option_of_the_table_is_a_field_of_the_recipe():
-    assert {*cli.OPTIONS} <= {f.name for f in fields(Recipe)}
+def test_an_option_of_the_table_is_a_field_of_the_recipe_or_of_an_adapter():
+    recipe, adapter = ({f.name for f in fields(cls)} for cls in (Recipe, method_class('lora')))
+    assert {*cli.RECIPE, *cli.MEMORY, 'method'} <= recipe and {*cli.METHOD}-{'method'} <= adapter
 
 # --set
 
