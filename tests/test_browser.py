@@ -13,15 +13,13 @@ CELLS = ['''
 from pathlib import Path
 from styleboost.bases.base import load_base
 from styleboost.training.recipes import no_prior
-from styleboost.widgets.picker import AuxPicker
-from styleboost.widgets.compare import Compare
-from styleboost.widgets.monitor import TrainingMonitor
+from styleboost.widgets import AuxPicker, Compare, TrainingMonitor
 from styleboost.pictures.world import pool, style_ref, prompts
 base = load_base('tiny')
 picker = AuxPicker(style_ref(people=3, things=3), pool('people')[:30]+pool('things')[:30], page=24)
 picker''', 'picker', '''
 recipe = no_prior(style_ref(people=3, things=3), steps=400, batch=1, checkpoint=400)
-monitor = TrainingMonitor(recipe, Path('run'), base=base, prompts=['woman farmer'], every=1, sampler=2, lines=1, device='cpu')
+monitor = TrainingMonitor(recipe, Path('run'), base=base, prompts=['woman farmer'], every=1, steps_sampled=2, lines=1, device='cpu')
 monitor''', '''
 import io
 import numpy as np, pandas as pd

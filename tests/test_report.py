@@ -1,5 +1,6 @@
 "The report: one file that loads nothing, believes no caption, and is there whole or not at all."
 import json, math, os, re
+from importlib.resources import files
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
@@ -11,7 +12,7 @@ from styleboost.showing import report
 from styleboost.pictures.images import ImageSet, Picture, png
 from styleboost.core import StyleboostError
 from styleboost.showing.report import Column, best, score_rows, write_report
-from styleboost.showing.figures import apart, formatted
+from styleboost.showing.figures import PALETTE, apart, asset, filled, formatted
 
 EVIL = '<script>alert("1")</script> & "a \'quoted\' $x$ <img src=http://evil.example/x.png>'
 METRICS = dict(kid=('KID', 'down', 'Distance.'), style=('Style', 'up', 'Likeness.'), people_rate=('People', 'up', 'Share.'))
@@ -143,3 +144,24 @@ def test_pictures_that_were_not_drawn_and_large_ones(tmp_path):
     text, data = path.read_text('utf-8'), json.loads((tmp_path/'report.json').read_text('utf-8'))
     assert text.count('data:image/jpeg')==1 and '<svg' not in text
     assert data['columns'][0]['images'][0] is None and data['columns'][0]['images'][1]['size']==[512,384]
+
+FILES = sorted(f'{room}/{f.name}' for room in ('showing','widgets') for f in (files('styleboost')/room).iterdir() if f.name.endswith(('.html','.css','.js')))
+
+@pytest.mark.parametrize('name', FILES)
+def test_a_file_of_the_page_is_whole_when_its_lines_are_joined(name):
+    text = (files('styleboost')/name).read_text('utf-8')
+    got = asset(name)
+    squeezed = lambda s: re.sub(r'\s+', '', s)
+    assert squeezed(got)==squeezed(text) and not re.search(r'\n {4}', got)
+    assert not re.search(r'^\s*//|[;{}]\s*//', text, re.M)                            # such a comment would swallow the lines that are joined to it
+    assert not re.search(r'[ \t]$', text, re.M) and text.endswith('\n')               # an editor may take such spaces away
+    if not name.endswith('.html'): assert max(map(len, text.split('\n')))<=120 and got.count('{')==got.count('}')
+
+def test_the_light_colours_stand_in_one_place():
+    dark = asset('showing/report.css').split('prefers-color-scheme:dark')[1]
+    for name in (n for n in FILES if n.startswith('showing/')): assert not [c for c in PALETTE.values() if c in asset(name)]
+    assert all(f'--{k}:{v}' in report.STYLE and f'--{k}:' in dark for k,v in PALETTE.items())
+
+def test_what_is_put_into_a_template_is_escaped():
+    page = filled('showing/page.html', title=EVIL, splits={}, groups=[], seeds=[], steps=[], columns=[])
+    assert EVIL not in page and page.count('<script')==2

@@ -1,5 +1,5 @@
 "Widgets without a browser: what is chosen, shown and refused, and that nothing is lost by it."
-import base64, io, json, os, re, signal, sys, threading, types
+import base64, io, json, os, re, signal, subprocess, sys, threading, types
 from contextlib import contextmanager
 from html import unescape
 from pathlib import Path
@@ -13,12 +13,7 @@ from styleboost.pictures.images import ImageSet, Picture, png
 from styleboost.core import StyleboostError, log
 from styleboost.pictures.prompts import Prompt
 from styleboost.training.loop import Run, train
-from styleboost.widgets import monitor, page
-from styleboost.widgets.picker import AuxPicker
-from styleboost.widgets.compare import Compare
-from styleboost.widgets.monitor import TrainingMonitor
-from styleboost.studies.results import compare
-from styleboost.showing.figures import panels
+from styleboost.widgets import AuxPicker, Compare, TrainingMonitor, monitor, panels
 
 @pytest.fixture(scope='module')
 def pool(picture):
@@ -39,6 +34,14 @@ def changes(widget):
 def squeezed(html): return ' '.join(text(html).split())
 
 def text(html): return unescape(re.sub(r'<[^>]+>', ' ', html.value))
+
+def test_choosing_loads_nothing_that_training_needs():
+    code = 'import sys, styleboost.widgets; from styleboost.widgets import AuxPicker; assert "torch" not in sys.modules; styleboost.widgets.nothing'
+    said = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True).stderr
+    assert "module 'styleboost.widgets' has no attribute 'nothing'" in said
+
+def test_a_panel_has_its_own_style_sheet(ref, pool):
+    assert '.sb-strip' in AuxPicker(ref, pool).widget.children[0].value and '.sb-strip' not in Compare(Fake()).widget.children[0].value
 
 # pictures as buttons
 
@@ -361,7 +364,7 @@ def digests(run): return {k:v.numpy().tobytes() for k,v in load_file(run.weights
 def test_a_real_run_in_the_background_stopped_and_gone_on_with_is_the_straight_run(base, quick, tmp_path):
     recipe = quick(steps=4, checkpoint=100)
     straight = train(recipe, tmp_path/'straight', base=base, progress=False, every=1, device='cpu')
-    m = TrainingMonitor(recipe, tmp_path/'run', base=base, prompts=['woman'], every=1, sampler=2, lines=1, device='cpu')
+    m = TrainingMonitor(recipe, tmp_path/'run', base=base, prompts=['woman'], every=1, steps_sampled=2, lines=1, device='cpu')
     m._watch = lambda line, watch=m._watch: (line['step']==2 and m.stop(), watch(line))[1]
     assert not m.start().wait().done and m.step==2 and m.result.checkpoint.name=='step-000002'
     assert m.start().wait().done and digests(m.result)==digests(straight) and len(m.previews)==3
@@ -553,5 +556,5 @@ def test_pages_of_nothing_or_to_nowhere_are_refused(study, tmp_path, refused):
 
 def test_a_run_that_is_unfinished_or_gone_is_an_arm_that_failed(tmp_path):
     Job(tmp_path/'half')(lambda line: True, lambda *a: None)
-    c = Compare.of_runs([tmp_path/'half', tmp_path/'nowhere'], ['a woman'], sampler=1)
+    c = Compare.of_runs([tmp_path/'half', tmp_path/'nowhere'], ['a woman'], steps_sampled=1)
     assert 'is no run' in c.study.failed['nowhere',0] and 'not finished' in c.study.failed['job',0]

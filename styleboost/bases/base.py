@@ -72,7 +72,7 @@ class Family(Protocol):
     def defaults(self, base, batch=None)->dict: "Fields of a recipe that it leaves open."
     layouts:dict    # export name -> how a whole model is written
 
-# %% ../../nbs/bases/00_base.ipynb #d7d49065
+# %% ../../nbs/bases/00_base.ipynb #097beaf9
 @dataclass
 class Base:
     "A text-to-image model in four parts."
@@ -86,6 +86,7 @@ class Base:
     resolution:int        # pixels of the square it was made for
     folder:Path=None      # where it came from
     method:object=None    # what tuned it, if something did (see `styleboost.methods`)
+    learnt:tuple=()       # names of the parameters that the method trains or trained
     shared:bool=True      # whether somebody else holds it, so that it is copied before it is changed
     @property
     def modules(self)->dict:
