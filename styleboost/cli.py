@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.table import Table
 
 from .bases.base import load_base
-from .studies.cells import SAMPLER, SCHEDULER
+from .studies.arms import DRAW_SAMPLER, DRAW_STEPS, arm_name
 from .studies.style import embedded, own_style
 from .judging.metrics import tidy
 from .devices import device_report, pick_device
@@ -35,7 +35,7 @@ from .training.recipes import PRESETS, Generated, Recipe, no_prior, with_prior
 from .pictures.prompts import TOKEN, Prompt, read_prompts, style_prompt
 from .pictures.prompts import drawn
 from .bases.sampling import sample as sample_images
-from .studies.study import Study, arm_name
+from .studies.study import Study
 from .training.loop import Run, train as run_train, versions
 from .pictures.world import STYLES, pool, pools, style_ref
 
@@ -296,8 +296,8 @@ def compare(
     method:Annotated[str, typer.Option(help=f'What trains: {", ".join(METHODS)}.')]='full',
     recipe:Annotated[Optional[Path], typer.Option(help='A recipe.json whose settings all arms use where no option says otherwise.')]=None,
     aux_count:Annotated[int, typer.Option(help='Auxiliary or generated images in each arm; all where there are fewer.')]=20,
-    sampler:Annotated[int, typer.Option(help='Sampler steps.')]=SAMPLER,
-    scheduler:Annotated[str, typer.Option(help='As for sample.')]=SCHEDULER,
+    sampler:Annotated[int, typer.Option(help='Sampler steps.')]=DRAW_STEPS,
+    scheduler:Annotated[str, typer.Option(help='As for sample.')]=DRAW_SAMPLER,
     encoder:Annotated[str, typer.Option(help='What the scores look through, as for score.')]='world',
     ray:Annotated[Optional[str], typer.Option(help='A Ray cluster: its address, auto to find it, or local to start one here.')]=None,
     gpus:Annotated[float, typer.Option(help='GPUs a run on the cluster, which may be a fraction.')]=0.,
