@@ -12,7 +12,7 @@ import torch
 from peer import processor
 from styleboost.bases.base import load_base
 from styleboost.studies.style import embedded
-from styleboost.studies.cells import noise
+from styleboost.studies.cells import first_seed
 from styleboost.judging.metrics import score
 from styleboost.pictures.prompts import style_prompt
 from styleboost.studies.results import Results
@@ -42,7 +42,7 @@ def samplers(found, seed=0):
         run = Run(found.run_folder(arm, seed), step)
         model = run.model('cpu', base)
         for name,steps in SAMPLERS:
-            ims = sample(model, [style_prompt(p.text, run.words) for p in style.test], noise(seed, 'test'), steps, 7., name, raw=True)
+            ims = sample(model, [style_prompt(p.text, run.words) for p in style.test], first_seed(seed, 'test'), steps, 7., name, raw=True)
             rows.append(dict(arm=arm, sampler=f'{name} {steps}', kid=round(float(score(ims, style.reference, style.test).kid['all']), 4)))
     return rows
 

@@ -5,17 +5,19 @@ from types import SimpleNamespace
 
 import pandas as pd, pytest, torch
 
-from styleboost.studies import cells, study as rooms
+from styleboost.studies import arms, cells, study as rooms
 from styleboost.pictures import images
 from styleboost.studies.style import Style, own_style
 from styleboost.studies.comparison import in_words, paired, ranked, t_interval
 from styleboost.judging.encoders import load_encoder
 from styleboost.pictures.images import ImageSet
-from styleboost.judging.metrics import METRICS
+from styleboost.judging.metrics import METRICS, without
 from styleboost.pictures.prompts import Prompt
 from styleboost.training.recipes import with_prior
 from styleboost.studies.results import COLUMNS, Results
-from styleboost.studies.study import Study, arm_name, arm_recipe
+from styleboost.studies.arms import Bench, Trained, Untouched, arm_name, arm_recipe
+from styleboost.studies.cells import kept_scores, learn_cell, report_cell
+from styleboost.studies.study import Study
 from styleboost.training.loop import Run
 
 class Killed(BaseException): "Ends the process as far as the code can tell: nothing catches it."
@@ -109,13 +111,13 @@ def test_few_prompts_are_scored_with_what_they_allow(make, tmp_path, said):
 def test_what_is_done_is_not_done_again(straight, make, monkeypatch):
     before = {f:f.stat().st_mtime_ns for f in straight.folder.rglob('*.json') if f.name!='study.json'}
     def never(*a, **kw): pytest.fail('done again')
-    for name in ('train','sample','score'): monkeypatch.setattr(cells, name, never)
+    for room,name in ((arms,'train'), (arms,'sample'), (cells,'score')): monkeypatch.setattr(room, name, never)
     make(straight.folder).run(progress=False)
     assert before=={f:f.stat().st_mtime_ns for f in straight.folder.rglob('*.json') if f.name!='study.json'}
 
 @pytest.mark.parametrize('room,what,nth,error', [
-    (cells,'train',2,Killed), (cells,'sample',4,Killed), (cells,'score',3,Killed), (cells,'score',12,Killed), (images,'png',2,Killed), (images,'png',31,Killed),
-    (cells,'sample',4,KeyboardInterrupt), (cells,'score',12,KeyboardInterrupt)])
+    (arms,'train',2,Killed), (arms,'sample',4,Killed), (cells,'score',3,Killed), (cells,'score',12,Killed), (images,'png',2,Killed), (images,'png',31,Killed),
+    (arms,'sample',4,KeyboardInterrupt), (cells,'score',12,KeyboardInterrupt)])
 def test_stopped_and_called_again_is_uninterrupted(straight, make, tmp_path, monkeypatch, said, room, what, nth, error):
     "In training, drawing, scoring, and in the middle of a folder of pictures."
     with monkeypatch.context() as m:
@@ -131,11 +133,11 @@ def test_stopped_and_called_again_is_uninterrupted(straight, make, tmp_path, mon
 
 def test_a_cell_that_fails_is_kept_as_failed_and_the_rest_stands(straight, make, tmp_path, monkeypatch):
     with monkeypatch.context() as m:
-        real = cells.train
+        real = arms.train
         def fails(recipe, out, seed, **kw):
             if (recipe.name, seed)==('aux',1): raise RuntimeError('the card fell out\nand more')
             return real(recipe, out, seed, **kw)
-        m.setattr(cells, 'train', fails)
+        m.setattr(arms, 'train', fails)
         study = make(tmp_path/'s').run(progress=False)
     assert study.failed=={('aux',1): 'RuntimeError: the card fell out.'}
     assert len(study.done)==3 and list(study.table().query('metric=="failed"').arm)==['aux']
@@ -269,7 +271,7 @@ def test_what_is_trained_on_is_not_scored_against(style, ref, aux, quick, make, 
 def test_variants_of_what_is_trained_on_are_not_scored_against(ref, picture, said):
     kin = ImageSet([replace(picture('curly', people=True), set='mine', subject='farmer')], 'ref')
     real = ImageSet([replace(picture(f'r{i}', people=True), set=s, subject=t) for i,(s,t) in enumerate([('mine','farmer'),('other','farmer'),('mine','cook'),('','')])], 'real')
-    assert [p.name for p in cells.without(real, [kin])]==[p.name for p in real][1:] and any('1 of 4 pictures' in m and 'variants' in m for m in said())
+    assert [p.name for p in without(real, [kin])]==[p.name for p in real][1:] and any('1 of 4 pictures' in m and 'variants' in m for m in said())
 
 def test_a_style_of_ones_own(tmp_path, ref, picture, said, refused):
     ref.save(tmp_path/'ref')
@@ -288,11 +290,11 @@ def test_a_style_of_ones_own(tmp_path, ref, picture, said, refused):
 
 def test_words_make_arms_that_differ_in_the_prior_alone(ref, tmp_path, aux, said, refused, make):
     aux.save(tmp_path/'portraits')
-    arms = {arm_name(w): arm_recipe(w, ref, 5) for w in ('none','generated','generated:a photo of art','world:micah',str(tmp_path/'portraits'),'suggest:world:micah')}
-    assert list(arms)==['none','generated','generated-a-photo-of-art','micah','portraits','suggest-world-micah']
-    assert len({with_prior(r, None, name='x').hash for r in arms.values()})==1
-    assert [len(r.bindings) for r in arms.values()]==[1,2,2,2,2,2] and arms['generated-a-photo-of-art'].bindings[1].prompt=='a photo of art'
-    assert len(arms['portraits'].bindings[1].images)==4 and any('has 4 pictures, fewer than the 5' in m for m in said())
+    recipes = {arm_name(w): arm_recipe(w, ref, 5) for w in ('none','generated','generated:a photo of art','world:micah',str(tmp_path/'portraits'),'suggest:world:micah')}
+    assert list(recipes)==['none','generated','generated-a-photo-of-art','micah','portraits','suggest-world-micah']
+    assert len({with_prior(r, None, name='x').hash for r in recipes.values()})==1
+    assert [len(r.bindings) for r in recipes.values()]==[1,2,2,2,2,2] and recipes['generated-a-photo-of-art'].bindings[1].prompt=='a photo of art'
+    assert len(recipes['portraits'].bindings[1].images)==4 and any('has 4 pictures, fewer than the 5' in m for m in said())
     with refused('Two arms are called'): make(tmp_path/'s', ['world:micah','micah:'])
     for name in ('base','a/b','..',''):
         with refused('cannot be the name of an arm'): make(tmp_path/'s', {name: 'none'})
@@ -311,6 +313,43 @@ def test_a_scheduler_that_does_not_exist_spoils_no_folder(make, tmp_path, refuse
 def test_an_arm_that_cannot_be_trained_spoils_no_folder(make, quick, tmp_path, refused, kw, words):
     with refused('The arm aux cannot be trained', *words): make(tmp_path/'s', dict(none=quick(None), aux=replace(quick(), **kw))).run(progress=False)
     assert not (tmp_path/'s').exists()
+
+# arms
+
+def test_anything_that_prepares_and_draws_is_an_arm(style, base, tmp_path):
+    "One that trains nothing goes through both halves of a cell, and is asked for equal noise at every step."
+    asked = []
+    class Copies:
+        ref = style.ref
+        def prepare(self, folder, seed, tell=None): pass
+        def draw(self, prompts, seeds, step=None):
+            asked.append((len(prompts), list(seeds)[0], step))
+            return [style.reference[0].open() for _ in prompts]
+    bench = Bench(style, base, (1,2), tmp_path, device='cpu')
+    learn_cell(bench, Copies(), tmp_path/'copies', 3)
+    report_cell(bench, Copies(), tmp_path/'copies', 3, 2)
+    assert asked==[(4, 7*10**6, 1), (4, 7*10**6, 2), (4, 6*10**6, 2)]
+    places = {(r['split'], r['step']) for r in kept_scores(tmp_path/'copies')['rows']}
+    assert places=={('validation',1), ('validation',2), ('test',2)}
+
+def test_a_trained_arm_is_trained_once_and_draws_the_same_again(style, base, quick, tmp_path, monkeypatch):
+    bench, shares = Bench(style, base, (1,2), tmp_path, draw_steps=1, device='cpu'), []
+    def drawn(arm, tell=None):
+        arm.prepare(tmp_path/'run', 0, tell)
+        return [im.tobytes() for step in (1,2,None) for im in arm.draw(style.test, range(4), step)]
+    first = drawn(Trained(bench, quick()), shares.append)
+    assert shares[-1]==1 and Run(tmp_path/'run').done and first[4:8]==first[8:]          # the last checkpoint is the end
+    monkeypatch.setattr(arms, 'train', lambda *a, **kw: pytest.fail('trained again'))
+    assert drawn(Trained(bench, quick()))==first
+
+def test_the_untouched_base_is_an_arm(style, base, tmp_path):
+    bench = Bench(style, base, (1,2), tmp_path, draw_steps=1, device='cpu')
+    arm = Untouched(bench, 'zwx')
+    arm.prepare(tmp_path/'base', 0)
+    texts = [f'a photo of zwx style, {p.text}' for p in style.test]
+    plain = arms.sample(base, texts, 5, 1, bench.guidance, bench.sampler)
+    assert [im.tobytes() for im in arm.draw(style.test, range(5,9))]==[im.tobytes() for im in plain]
+    assert not (tmp_path/'base').exists()
 
 # comparison
 

@@ -5,23 +5,27 @@
 # %% auto #0
 __all__ = ['attempt', 'in_turn', 'on_ray']
 
-# %% ../../nbs/studies/02_jobs.ipynb #2d1a4eff
+# %% ../../nbs/studies/02_jobs.ipynb #e3207454
 import logging, os, traceback
+from contextlib import contextmanager
 
 import torch
 
 from ..core import StyleboostError, log, note
 
-# %% ../../nbs/studies/02_jobs.ipynb #5bca2f63
+# %% ../../nbs/studies/02_jobs.ipynb #3073501b
 def attempt(
     work,  # a function
     job:tuple,  # what it is called with
     **kw
 )->tuple:  # a sentence and a traceback; two empty texts if all went well
     "Does a job, and says in a sentence what went wrong if it did."
-    try: work(*job, **kw); return '', ''
+    try: work(*job, **kw)
     except StyleboostError as e: return str(e), traceback.format_exc()
-    except Exception as e: return f'{type(e).__name__}: {(str(e).strip() or "no more is known").splitlines()[0].rstrip(".")}.', traceback.format_exc()
+    except Exception as e:
+        said = str(e).strip() or 'no more is known'
+        return f'{type(e).__name__}: {said.splitlines()[0].rstrip(".")}.', traceback.format_exc()
+    return '', ''
 
 def in_turn(
     work,        # called with a job and `tell`
@@ -31,20 +35,46 @@ def in_turn(
     "Does jobs one after another in this process."
     for job in jobs: yield job, *attempt(work, job, tell=tell)
 
-# %% ../../nbs/studies/02_jobs.ipynb #e57d55e3
-def _ray():
-    try: import ray
-    except ImportError as e: raise StyleboostError('Ray is not installed; install it with `pip install "styleboost[ray]"`, or leave --ray out and the study runs in this process.') from e
-    return ray
-
+# %% ../../nbs/studies/02_jobs.ipynb #8b1a750a
 def _on_worker(work, job, threads, gpus):
+    "A job on a worker: sentence, traceback, and what was said."
     torch.set_num_threads(threads)
-    if not gpus: os.environ['CUDA_VISIBLE_DEVICES'] = ''           # Ray leaves GPUs in sight of a worker that asked for none
+    # Ray leaves GPUs in sight of a worker that asked for none
+    if not gpus: os.environ['CUDA_VISIBLE_DEVICES'] = ''
     heard, ear = [], logging.Handler()
     ear.emit = lambda r: heard.append(r.getMessage())
     log.addHandler(ear)
     try: return (*attempt(work, job), heard)
     finally: log.removeHandler(ear)
+
+# %% ../../nbs/studies/02_jobs.ipynb #b49ab686
+def _ray():
+    try: import ray
+    except ImportError as e: raise StyleboostError(
+        'Ray is not installed; install it with `pip install "styleboost[ray]"`, or leave --ray out and the study runs '
+        'in this process.') from e
+    return ray
+
+@contextmanager
+def _cluster(address):
+    "Ray, connected to a cluster; a connection that we made ends with us."
+    os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')   # nothing is reported to anyone
+    ray = _ray()
+    ours = not ray.is_initialized()
+    if ours:
+        try: ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
+        except (ConnectionError, RuntimeError, ValueError) as e: raise StyleboostError(
+            f'There is no Ray cluster at {address} ({str(e).splitlines()[0].rstrip(".")}); start one with '
+            '`ray start --head`, or give local to start one on this machine.') from e
+    try: yield ray
+    finally:
+        if ours: ray.shutdown()
+
+# %% ../../nbs/studies/02_jobs.ipynb #35266f62
+def _lost(e, retries):
+    "What a job ends with when all its workers died."
+    return (f'The worker was lost {retries+1} times ({type(e).__name__}); the run goes on from its last checkpoint '
+            'when the study is called again.', str(e), [])
 
 def on_ray(
     work,               # called with a job; it and all it holds can be pickled
@@ -54,26 +84,24 @@ def on_ray(
     retries:int=3,      # how often a job is given to another worker when its own died
 ):                      # yields job, sentence, traceback, in the order in which they end
     "Does jobs on the workers of a Ray cluster."
-    os.environ.setdefault('RAY_USAGE_STATS_ENABLED', '0')         # nothing is reported to anyone
-    ray = _ray()
-    mine = not ray.is_initialized()
-    if mine:
-        try: ray.init(address, log_to_driver=False, logging_level=logging.ERROR)
-        except (ConnectionError, RuntimeError, ValueError) as e: raise StyleboostError(f'There is no Ray cluster at {address} ({str(e).splitlines()[0].rstrip(".")}); start one with `ray start --head`, or give local to start one on this machine.') from e
-    left = {}
-    try:
-        have = ray.cluster_resources()
-        if gpus>have.get('GPU', 0): raise StyleboostError(f'Each job asks for {gpus:g} GPUs, and the Ray cluster has {have.get("GPU",0):g}; ask for fewer, or for none to use its CPUs.')
-        task, shared = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=retries)(_on_worker), ray.put(work)
-        left = {task.options(name=' '.join(map(str, job))).remote(shared, job, torch.get_num_threads(), gpus): job for job in jobs}
-        while left:
-            for ref in ray.wait(list(left), timeout=1)[0]:
-                job = left.pop(ref)
-                try: sentence, trace, heard = ray.get(ref)
-                except ray.exceptions.RayError as e: sentence, trace, heard = f'The worker was lost {retries+1} times ({type(e).__name__}); the run goes on from its last checkpoint when the study is called again.', str(e), []
-                for line in heard: note(line)
-                yield job, sentence, trace
-    finally:
-        for ref in left: ray.cancel(ref)
-        if left: ray.wait(list(left), num_returns=len(left), timeout=30)     # time to keep what they have
-        if mine: ray.shutdown()
+    with _cluster(address) as ray:
+        have = ray.cluster_resources().get('GPU', 0)
+        if gpus>have: raise StyleboostError(f'Each job asks for {gpus:g} GPUs, and the Ray cluster has {have:g}; '
+                                            'ask for fewer, or for none to use its CPUs.')
+        task = ray.remote(num_cpus=1, num_gpus=gpus, max_retries=retries)(_on_worker)
+        shared, threads = ray.put(work), torch.get_num_threads()
+        left = {}
+        try:
+            for job in jobs:
+                named = task.options(name=' '.join(map(str, job)))
+                left[named.remote(shared, job, threads, gpus)] = job
+            while left:
+                for ref in ray.wait(list(left), timeout=1)[0]:
+                    job = left.pop(ref)
+                    try: sentence, trace, heard = ray.get(ref)
+                    except ray.exceptions.RayError as e: sentence, trace, heard = _lost(e, retries)
+                    for line in heard: note(line)
+                    yield job, sentence, trace
+        finally:
+            for ref in left: ray.cancel(ref)
+            if left: ray.wait(list(left), num_returns=len(left), timeout=30)   # time to keep what they have

@@ -5,49 +5,88 @@
 # %% auto #0
 __all__ = ['Style', 'embedded', 'own_style']
 
-# %% ../../nbs/studies/00_style.ipynb #20a771a5
+# %% ../../nbs/studies/00_style.ipynb #d2f8e0a3
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..pictures.images import ImageSet
 from ..core import StyleboostError, note
-from ..judging.metrics import without
+from ..pictures.images import ImageSet
 from ..pictures.prompts import Prompt, read_prompts
-from ..pictures.world import pictures as world
+from ..pictures import world
+from ..judging.metrics import without
 
-# %% ../../nbs/studies/00_style.ipynb #2573050a
-def _same_text(p): return ' '.join(p.text.lower().split())
+# %% ../../nbs/studies/00_style.ipynb #0f56fe50
+def _same_text(prompt): return ' '.join(prompt.text.lower().split())
+
+def _check_splits(style):
+    "Refuses a style without prompts, or with a prompt that would both choose the step and be reported."
+    for split in ('validation','test'):
+        if not style.prompts(split): raise StyleboostError(
+            f'{style.name} has no {split} prompts; give at least one, better 32, half of them asking for people.')
+    both = {_same_text(p) for p in style.validation} & {_same_text(p) for p in style.test}
+    if both: raise StyleboostError(
+        f'{len(both)} prompt{"s are" if len(both)>1 else " is"} both in the validation and in the test prompts of '
+        f'{style.name}, such as {min(both)!r}; what chooses the step may not be what is reported, so remove them '
+        'from one.')
 
 @dataclass(frozen=True)
 class Style:
     "What a study is about."
-    name:str            # how it is called
+    name:str            # what we call it
     ref:ImageSet        # StyleRef
     reference:ImageSet  # real pictures of the style that nothing is trained on
-    validation:list     # of `Prompt`: choose the step
-    test:list           # of `Prompt`: are reported
+    validation:list     # of `Prompt`: these choose the step
+    test:list           # of `Prompt`: these are reported
     def __post_init__(self):
-        for split in ('validation','test'):
-            if not self.prompts(split): raise StyleboostError(f'{self.name} has no {split} prompts; give at least one, better 32, half of them asking for people.')
-        both = {_same_text(p) for p in self.validation} & {_same_text(p) for p in self.test}
-        if both: raise StyleboostError(f'{len(both)} prompt{"s are" if len(both)>1 else " is"} both in the validation and in the test prompts of {self.name}, such as {min(both)!r}; what chooses the step may not be what is reported, so remove them from one.')
+        _check_splits(self)
         object.__setattr__(self, 'reference', without(self.reference, [self.ref]))
     def prompts(self, split='test'): return dict(validation=self.validation, test=self.test)[split]
 
-# %% ../../nbs/studies/00_style.ipynb #1f0b13cd
+# %% ../../nbs/studies/00_style.ipynb #ed8018cf
 def embedded(
     style:str='openmoji',   # an embedded target style
     validation:int=24,      # prompts that choose the step, half of them people
     test:int=64,            # prompts that are reported, half of them people
 )->Style:
     "A style of the embedded world."
-    return Style(style, world.style_ref(style), world.reference(style), world.prompts(style, 'validation', validation), world.prompts(style, 'test', test))
+    chooses, reported = world.prompts(style, 'validation', validation), world.prompts(style, 'test', test)
+    return Style(style, world.style_ref(style), world.reference(style), chooses, reported)
 
+# %% ../../nbs/studies/00_style.ipynb #c871b315
+def _opened(pics): return pics if isinstance(pics, ImageSet) else ImageSet.from_folder(pics)
+
+def _read(prompts): return prompts if isinstance(prompts, list) else read_prompts(prompts)
+
+def _captions(reference):
+    "The captions of the reference as prompts, each once."
+    captions = [Prompt(p.caption, p.people, p) for p in reference if p.caption]
+    asked = list({_same_text(p):p for p in captions}.values())
+    if len(asked)<3: raise StyleboostError(f'No prompts were given, and {reference.name} has {len(asked)} captions '
+                                           'to ask for; give a file of prompts.')
+    note(f'No prompts were given, so {len(asked)} captions of {reference.name} are asked for.')
+    return asked
+
+# %% ../../nbs/studies/00_style.ipynb #ca6814e5
 def _thirds(prompts):
     "Every third prompt, of people and of things alike, and the others."
-    third = {id(p) for who in (True,False,None) for p in [q for q in prompts if q.people is who][::3]}
+    taken = []
+    for who in (True, False, None): taken += [p for p in prompts if p.people is who][::3]
+    third = {id(p) for p in taken}
     return [p for p in prompts if id(p) in third], [p for p in prompts if id(p) not in third]
 
+def _divided(prompts):
+    "Prompts to choose the step with, and prompts to report."
+    texts = [_same_text(p) for p in prompts]
+    twice = next((p.text for i,p in enumerate(prompts) if texts[i] in texts[:i]), None)
+    if twice: raise StyleboostError(f'The prompts ask for {twice!r} more than once, and what chooses the step may not '
+                                    'be what is reported; leave the copies out.')
+    chooses, reported = _thirds(prompts)
+    if not reported: raise StyleboostError('One prompt cannot both choose the step and be reported; give at least two, '
+                                           'or validation prompts of their own.')
+    note(f'{len(chooses)} of the {len(prompts)} prompts choose the step, and the other {len(reported)} are reported.')
+    return chooses, reported
+
+# %% ../../nbs/studies/00_style.ipynb #1eb6f93b
 def own_style(
     ref:str|Path|ImageSet,         # StyleRef, a folder
     reference:str|Path|ImageSet,   # real pictures of the style that nothing is trained on, a folder
@@ -55,20 +94,9 @@ def own_style(
     validation:str|Path|list=None, # prompts to choose the step with, a file; every third test prompt unless given
     name:str=None,                 # the folder's unless given
 )->Style:
-    "A style of one's own."
-    ref, reference = (s if isinstance(s, ImageSet) else ImageSet.from_folder(s) for s in (ref, reference))
-    read = lambda p: p if isinstance(p, list) else read_prompts(p)
-    if test is None:
-        asked = list({_same_text(p):p for p in (Prompt(p.caption, p.people, p) for p in reference if p.caption)}.values())
-        if len(asked)<3: raise StyleboostError(f'No prompts were given, and {reference.name} has {len(asked)} captions to ask for; give a file of prompts.')
-        note(f'No prompts were given, so {len(asked)} captions of {reference.name} are asked for.')
-    else: asked = read(test)
-    if validation is None:
-        texts = [_same_text(p) for p in asked]
-        twice = next((p.text for i,p in enumerate(asked) if texts[i] in texts[:i]), None)
-        if twice: raise StyleboostError(f'The prompts ask for {twice!r} more than once, and what chooses the step may not be what is reported; leave the copies out.')
-        chooses, asked = _thirds(asked)
-        if not asked: raise StyleboostError('One prompt cannot both choose the step and be reported; give at least two, or validation prompts of their own.')
-        note(f'{len(chooses)} of the {len(chooses)+len(asked)} prompts choose the step, and the other {len(asked)} are reported.')
-    else: chooses = read(validation)
-    return Style(name or ref.name, ref, reference, chooses, asked)
+    "A style of your own."
+    ref, reference = _opened(ref), _opened(reference)
+    reported = _captions(reference) if test is None else _read(test)
+    if validation is None: chooses, reported = _divided(reported)
+    else: chooses = _read(validation)
+    return Style(name or ref.name, ref, reference, chooses, reported)
