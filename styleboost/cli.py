@@ -156,16 +156,29 @@ def _saved(
         prior_weight = prior[0]['weight'] if prior else 1.
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as e:
         raise StyleboostError(f'The recipe {path} cannot be read ({e}); give the recipe.json of a run.') from e
-    from styleboost.training.recipes import Recipe
-    known = {f.name for f in fields(Recipe)} - {'bindings','name'}
     return SimpleNamespace(seed=seed, style_prompt=style_prompt, class_prompt=class_prompt or 'a photo of style',
-                           prior_weight=prior_weight, fields={k:v for k,v in d.items() if k in known})
+                           prior_weight=prior_weight, **_fields_of(d, path))
+
+def _fields_of(d, path):
+    "What a file says of a recipe's own fields, and of its method."
+    from styleboost.training.recipes import Recipe, upgraded
+    if path is None: return dict(own={}, method={})
+    try: d = upgraded(d); method = dict(d['method'], method=d['method']['name'])
+    except (TypeError, KeyError, AttributeError) as e:
+        raise StyleboostError(f'The recipe {path} cannot be read ({e}); give the recipe.json of a run.') from e
+    known = {f.name for f in fields(Recipe)} - {'bindings','name','method'}
+    return dict(own={k:v for k,v in d.items() if k in known}, method={k:v for k,v in method.items() if k!='name'})
+
+def _kept(saved, said):
+    "The file's settings; those of its method where the user has not chosen another."
+    other = said.get('method') not in (None, saved.method.get('method'))
+    return saved.own if other else saved.own|saved.method
 
 def _plain(ref, preset, saved, said, texts):
     "The recipe without a prior: the file's settings, then the preset's, then the user's own."
     from styleboost.training.recipes import PRESETS, no_prior
     if said.get('fused_backward'): said = dict(said, grad_clip=None)
-    settings = {**saved.fields, **PRESETS.get(preset, {}), **said}
+    settings = {**_kept(saved, said), **PRESETS.get(preset, {}), **said}
     recipe = no_prior(ref, preset=preset or 'repaired', **settings)
     if saved.style_prompt and not preset and 'token' not in said:
         recipe = replace(recipe, bindings=(replace(recipe.bindings[0], prompt=saved.style_prompt),))
@@ -265,7 +278,7 @@ def plan(
     said:dict=None,
 ):
     "Say what training will hold in memory, without reading any weights."
-    from styleboost.training.memory import plan
+    from styleboost.training.plan import plan
     from styleboost.training.recipes import Generated, with_prior
     kinds = dict(aux=pool('people'), generated=Generated(style_prompt(token='')), none=None)
     if prior not in kinds: raise typer.BadParameter(f'{prior!r} is no kind of prior; choose {", ".join(kinds)}')
@@ -278,7 +291,7 @@ def plan(
 def _model(name, at=None):
     "A run, as it was at some step if you say so; or a base."
     from styleboost.bases.load import load_base
-    from styleboost.training.loop import Run
+    from styleboost.training.runs import Run
     if (Path(name)/'recipe.json').exists(): return Run(name, at)
     if at is not None: raise StyleboostError(f'--at goes with a run, and {name} is none: it has no recipe.json.')
     return load_base(name)
@@ -326,7 +339,7 @@ def export(
 ):
     "Write a tuned model, with its card, for other programs."
     from styleboost.exporting.export import export, push as to_hub
-    from styleboost.training.loop import Run
+    from styleboost.training.runs import Run
     say(f'The model is {export(Run(run, at), out, to, half, pictures)}')
     if push: say(f'It is on the hub: {to_hub(out, push)}')
 
@@ -433,7 +446,7 @@ def suggest(
 # %% ../nbs/91_cli.ipynb #211f1452
 def _named(words):
     "Arms by name."
-    from styleboost.studies.study import arm_name
+    from styleboost.studies.arms import arm_name
     arms = {}
     for w in words:
         name, sep, word = w.partition('=')
@@ -448,7 +461,7 @@ def _named(words):
 
 def _arms(words, ref, n, said, shared, texts):
     "The recipes of a study's arms: they differ in the prior alone."
-    from styleboost.studies.study import arm_recipe
+    from styleboost.studies.arms import arm_recipe
     kw = dict(shared, method=said.get('method', 'full'), **{k:v for k,v in said.items() if k=='token'})
     made = {name: arm_recipe(word, ref, n, **kw) for name,word in words.items()}
     return {name: r.set(texts) for name,r in made.items()} if texts else made
@@ -482,9 +495,11 @@ def _about(style, ref, reference, prompts, validation):
     from styleboost.studies.style import embedded, own_style
     return embedded(style or 'openmoji') if ref is None else own_style(ref, reference, prompts, validation)
 
-def _shared(path):
-    "What a recipe's file says for all arms; the study has its own base, method, steps and scheduler."
-    return {k:v for k,v in _saved(path).fields.items() if k not in ('base','method','steps','scheduler')}
+def _shared(path, said):
+    "What a recipe's file says for all arms; the study has its own base, steps and scheduler."
+    method = said.get('method', 'full')
+    kept = _kept(_saved(path), dict(method=method))
+    return {k:v for k,v in kept.items() if k not in ('base','method','steps','scheduler')}
 
 def _study(about, arms, out, seeds, steps, base, drawing, ray, gpus):
     "Runs what is missing of a study, and reports when all is there."
@@ -534,7 +549,7 @@ def compare(
     _check_compare(ref, reference, style, prompts, validation, seeds, texts)
     checkpoints = _checkpoints(steps)
     about = _about(style, ref, reference, prompts, validation)
-    arms = _arms(_named(prior), about.ref, aux_count, said, _shared(recipe), texts)
+    arms = _arms(_named(prior), about.ref, aux_count, said, _shared(recipe, said), texts)
     drawing = dict(sampler=sampler, scheduler=scheduler, judge=encoder)
     _study(about, arms, out, seeds, checkpoints, said.get('base', 'tiny'), drawing, ray, gpus)
 
@@ -551,7 +566,7 @@ def _environment():
     import torch
     from styleboost.bases.load import load_base
     from styleboost.devices import device_report
-    from styleboost.training.loop import versions
+    from styleboost.training.runs import versions
     yield 'python', sys.version.split()[0]
     yield from versions().items()
     gpus = [f'cuda:{i}' for i in range(torch.cuda.device_count())]
@@ -565,10 +580,10 @@ def _environment():
 def _attention(base):
     "Which attention a base uses here, and whether xformers works."
     from styleboost.devices import pick_device
-    from styleboost.training.memory import DTYPES, attention_of, best_precision, head_sizes, xformers_fault
+    from styleboost.training.levers import DTYPES, attention_of, best_precision, head_sizes, xformers_fault
     device = pick_device()
-    yield 'attention', f'{attention_of(base.unet)}: torch\'s scaled_dot_product_attention'
-    fault = xformers_fault(head_sizes(base.unet), DTYPES[best_precision(device)], device)
+    yield 'attention', f'{attention_of(base.net)}: torch\'s scaled_dot_product_attention'
+    fault = xformers_fault(head_sizes(base.net), DTYPES[best_precision(device)], device)
     works = 'works, forward and backward (--attention xformers)'
     yield 'xformers', f'not usable: {fault}' if fault else works
 

@@ -14,10 +14,11 @@ from .core import StyleboostError
 from .pictures.images import ImageSet
 from .pictures.prompts import TOKEN, drawn, style_prompt
 from .pictures.world import SETS, pool, prompts, reference, style_ref
-from .bases.base import load_base
+from .bases.load import load_base
 from .bases.sampling import sample
 from .judging.metrics import METRICS, SHOWN, score
-from .training.loop import train, versions
+from .training.loop import train
+from .training.runs import versions
 from .training.priors import generated
 from .training.recipes import Generated, dreambooth, no_prior, styleboost
 from .showing.report import Column, overview, write_report

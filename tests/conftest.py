@@ -12,8 +12,8 @@ import pytest, torch
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
-from styleboost.bases.base import load_base
-from styleboost.bases.blanks import blank
+from styleboost.bases.load import load_base
+from styleboost.bases.load import blank
 from styleboost.pictures.images import ImageSet, Picture, png
 from styleboost.core import StyleboostError
 from styleboost.training.recipes import no_prior, with_prior

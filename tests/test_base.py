@@ -8,9 +8,12 @@ from safetensors.torch import load_file, save_file
 
 from original import original
 from styleboost.bases import files as sources
-from styleboost.bases.base import Condition, complete, load_base, suggestions
-from styleboost.bases.blanks import blank
-from styleboost.bases.files import FAMILIES, TINY, hub_files, weights_hash
+from styleboost.bases.base import complete, suggestions
+from styleboost.bases.base import Condition
+from styleboost.bases.load import load_base
+from styleboost.bases.load import blank
+from styleboost.bases.load import FAMILIES
+from styleboost.bases.files import TINY, hub_files, weights_hash
 
 EACH = pytest.mark.parametrize('family', FAMILIES)
 PROMPTS = ['a woman', 'a dog on a hill', 'a woman']

@@ -3,8 +3,9 @@ import pytest, torch
 from hypothesis import given, strategies as st
 from PIL import Image
 
-from styleboost.training.batches import Batches, bucket_sizes, cache_moments, order, size_of
-from styleboost.bases.blanks import blank
+from styleboost.training.batches import cache_moments, order
+from styleboost.training.batches import Batches, bucket_sizes, size_of
+from styleboost.bases.load import blank
 from styleboost.pictures.images import ImageSet, Picture, png
 from styleboost.training.recipes import Binding
 

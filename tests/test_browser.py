@@ -11,9 +11,11 @@ if not CHROMIUM: pytest.skip('Chromium is not installed; `apt-get install chromi
 
 CELLS = ['''
 from pathlib import Path
-from styleboost.bases.base import load_base
+from styleboost.bases.load import load_base
 from styleboost.training.recipes import no_prior
-from styleboost.widgets import AuxPicker, Compare, TrainingMonitor
+from styleboost.widgets.picker import AuxPicker
+from styleboost.widgets.compare import Compare
+from styleboost.widgets.monitor import TrainingMonitor
 from styleboost.pictures.world import pool, style_ref, prompts
 base = load_base('tiny')
 picker = AuxPicker(style_ref(people=3, things=3), pool('people')[:30]+pool('things')[:30], page=24)

@@ -18,7 +18,7 @@ from styleboost.methods.load import METHODS, method_class
 from styleboost.pictures.images import ImageSet
 from styleboost.pictures.world import STYLES
 from styleboost.studies.cells import SAMPLER, SCHEDULER
-from styleboost.training.loop import Run
+from styleboost.training.runs import Run
 from styleboost.training.recipes import Recipe
 
 OPTIONS = dict(

@@ -11,13 +11,18 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from styleboost.exporting import export as module
-from styleboost.bases.base import Base, load_base
-from styleboost.exporting.export import export, kohya_tensors, merged, push, single_tensors
+from styleboost.exporting.export import export as module
+from styleboost.bases.base import Base
+from styleboost.bases.load import load_base
+from styleboost.exporting.export import export, merged, push
+from styleboost.methods.adapters import kohya_tensors
+from styleboost.bases.original_names import single_tensors
 from styleboost.methods.method import method_for
 from styleboost.training.recipes import Recipe
-from styleboost.bases.sampling import sample, scheduler_for
-from styleboost.training.loop import Run, train
+from styleboost.bases.sampling import scheduler_for
+from styleboost.bases.sampling import sample
+from styleboost.training.runs import Run
+from styleboost.training.loop import train
 
 PROMPT = 'a photo of zwx style, a dog'
 

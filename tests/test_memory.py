@@ -8,12 +8,14 @@ from hypothesis import given, strategies as st
 from safetensors.torch import load_file, save_file
 
 from styleboost.training import memory
-from styleboost.bases.blanks import blank
-from styleboost.training.memory import (LiveBytes, Stepper, attention_of, gigabytes, head_sizes, in_half, plan, round_stochastically, set_attention,
-    xformers_fault)
+from styleboost.bases.load import blank
+from styleboost.training.plan import LiveBytes, gigabytes, plan
+from styleboost.training.stepper import Stepper, round_stochastically
+from styleboost.training.levers import attention_of, head_sizes, in_half, set_attention, xformers_fault
 from styleboost.methods.method import method_for
 from styleboost.training.recipes import Generated, Recipe, multi, with_prior
-from styleboost.training.loop import Run, train
+from styleboost.training.runs import Run
+from styleboost.training.loop import train
 
 # attention
 

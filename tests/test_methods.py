@@ -8,11 +8,15 @@ from diffusers import UNet2DConditionModel
 from safetensors.torch import load_file
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection
 
-from styleboost.bases.base import load_base
-from styleboost.methods.method import ADAPTERS, METHODS, TARGETS, adapter_config, method_for, suggested
+from styleboost.bases.load import load_base
+from styleboost.methods.method import TARGETS, adapter_config, method_for
+from styleboost.methods.adapters import ADAPTERS
+from styleboost.methods.load import METHODS
+from styleboost.widgets.picker import suggested
 from styleboost.training.recipes import Generated, Recipe
 from styleboost.bases.sampling import sample
-from styleboost.training.loop import Run, train
+from styleboost.training.runs import Run
+from styleboost.training.loop import train
 
 CASES = [(m, 'attention') for m in METHODS] + [(m, 'all') for m,v in ADAPTERS.items() if v[3]]
 cases = pytest.mark.parametrize('name, targets', CASES, ids=['-'.join(c) for c in CASES])

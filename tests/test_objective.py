@@ -6,7 +6,9 @@ import torch.nn.functional as F
 from diffusers.training_utils import compute_snr
 from hypothesis import given, strategies as st
 
-from styleboost.training.objective import binding_losses, min_snr_weight, sample_losses, snr, target, total_loss
+from styleboost.training.objective import sample_losses, target
+from styleboost.training.objective import binding_losses, total_loss
+from styleboost.bases.processes import min_snr_weight, snr
 
 KINDS = ['epsilon', 'v_prediction']
 NOISE = {k: diffusers.DDPMScheduler(beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', prediction_type=k) for k in KINDS}

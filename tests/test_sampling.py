@@ -4,9 +4,11 @@ from pathlib import Path
 
 import diffusers, numpy as np, pytest, torch
 
-from styleboost.bases.base import Base, load_base
-from styleboost.bases.sampling import SCHEDULERS, sample, scheduler_for
-from styleboost.bases.files import FAMILIES
+from styleboost.bases.base import Base
+from styleboost.bases.load import load_base
+from styleboost.bases.sampling import SCHEDULERS, scheduler_for
+from styleboost.bases.sampling import sample
+from styleboost.bases.load import FAMILIES
 
 PROMPTS = ['a woman', 'a dog on a hill', 'a']
 

@@ -5,8 +5,9 @@ from types import SimpleNamespace
 
 import pandas as pd, pytest, torch
 
-from styleboost.studies import arms, cells, study as rooms
-from styleboost.pictures import images
+from styleboost.studies import cells, study as rooms
+from styleboost.widgets.compare import arms
+from styleboost.studies.results import images
 from styleboost.studies.style import Style, own_style
 from styleboost.studies.comparison import in_words, paired, ranked, t_interval
 from styleboost.judging.encoders import load_encoder
@@ -18,7 +19,7 @@ from styleboost.studies.results import COLUMNS, Results
 from styleboost.studies.arms import Bench, Trained, Untouched, arm_name, arm_recipe
 from styleboost.studies.cells import kept_scores, learn_cell, report_cell
 from styleboost.studies.study import Study
-from styleboost.training.loop import Run
+from styleboost.training.runs import Run
 
 class Killed(BaseException): "Ends the process as far as the code can tell: nothing catches it."
 

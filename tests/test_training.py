@@ -8,14 +8,15 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
 from styleboost.training import batches, loop as training
-from styleboost.bases.base import load_base
+from styleboost.bases.load import load_base
 from styleboost.pictures.images import ImageSet, png
 from styleboost.core import StyleboostError
 from styleboost.training.recipes import Binding, Generated, no_prior, with_prior
 from styleboost.bases.sampling import sample
 from styleboost.training.batches import Batches
 from styleboost.training.objective import Objective
-from styleboost.training.loop import Run, train
+from styleboost.training.runs import Run
+from styleboost.training.loop import train
 
 class Killed(BaseException):
     "Ends the process as far as the code can tell: nothing catches it."

@@ -12,8 +12,13 @@ from styleboost.training import loop as training
 from styleboost.pictures.images import ImageSet, Picture, png
 from styleboost.core import StyleboostError, log
 from styleboost.pictures.prompts import Prompt
-from styleboost.training.loop import Run, train
-from styleboost.widgets import AuxPicker, Compare, TrainingMonitor, monitor, panels
+from styleboost.training.runs import Run
+from styleboost.training.loop import train
+from styleboost.widgets import monitor
+from styleboost.widgets.picker import AuxPicker
+from styleboost.widgets.compare import Compare
+from styleboost.widgets.monitor import TrainingMonitor
+from styleboost.showing.figures import panels
 
 @pytest.fixture(scope='module')
 def pool(picture):

@@ -76,7 +76,7 @@ def measure_ordinary(
     image:ImageEncoder,
 )->dict:  # 'style.mean' and 'style.std' (192,), 'plain.mean' and 'plain.std' (62,)
     "Means and deviations of both statistics over the embedded pictures of pre-training; takes a few seconds."
-    from styleboost.pictures.world import SETS, pictures        # here, because who only judges opens no pack
+    from styleboost.pictures.world import SETS, pictures# here, because who only judges opens no pack
     style, plain = [], []
     for name,artwork in SETS.items():
         if artwork.use!='pretrain': continue

@@ -6,7 +6,7 @@
 __all__ = ['DRAW_STEPS', 'DRAW_SAMPLER', 'arm_name', 'arm_recipe', 'Bench', 'untouched_base', 'Arm', 'Untouched', 'Trained']
 
 # %% ../../nbs/studies/01_arms.ipynb #1a76a1aa
-import copy, re
+import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -17,10 +17,13 @@ import torch
 from ..core import note
 from ..devices import pick_device
 from ..pictures.images import ImageSet
-from ..pictures.prompts import style_prompt
-from ..bases.base import Base, load_base
+
+from ..bases.base import Base
+from ..bases.load import load_base
 from ..bases.sampling import sample
-from ..training.loop import Run, move, train
+
+from ..training.runs import Run
+from ..training.loop import train
 from ..training.priors import prior_images
 from ..training.recipes import Generated, Recipe, no_prior, with_prior
 from .style import Style
@@ -75,9 +78,9 @@ class Bench:
     def base_folder(self): return Path(self.out)/'base'
     @property
     def loaded(self): return self.base if isinstance(self.base, Base) else _loaded(str(self.base))
-    def draw(self, model, prompts, seeds, words):
-        "One picture a `Prompt`, in the style that `words` stand for."
-        texts = [style_prompt(p.text, words) for p in prompts]
+    def draw(self, model, prompts, seeds, phrase):
+        "One picture a `Prompt`; `phrase` makes of its text what the style is asked for with."
+        texts = [phrase(p.text) for p in prompts]
         return sample(model, texts, list(seeds), self.draw_steps, self.guidance, self.sampler, raw=True)
 
 def untouched_base(
@@ -86,9 +89,7 @@ def untouched_base(
     "The base to draw with, on the device that draws."
     base, device = bench.loaded, torch.device(pick_device(bench.device))
     if device==base.device: return base
-    base = replace(base, **copy.deepcopy(base.models))
-    move(device, *base.models.values())
-    return base
+    return replace(base.own().to(device), shared=True)
 
 # %% ../../nbs/studies/01_arms.ipynb #f577b1bd
 class Arm(Protocol):
@@ -113,12 +114,12 @@ class Arm(Protocol):
 class Untouched:
     "The base as an arm: it learns nothing, and draws the same prompts."
     bench:Bench
-    words:str   # what the arms call the style
+    phrase:object   # how the arms ask for the style, a function of a text
     @property
     def ref(self): return self.bench.style.ref
     def prepare(self, folder, seed, tell=None): pass
     def draw(self, prompts, seeds, step=None):
-        return self.bench.draw(untouched_base(self.bench), prompts, seeds, self.words)
+        return self.bench.draw(untouched_base(self.bench), prompts, seeds, self.phrase)
 
 # %% ../../nbs/studies/01_arms.ipynb #d4e0bff9
 @dataclass
@@ -143,4 +144,4 @@ class Trained:
         self.run = Run(folder)
     def draw(self, prompts, seeds, step=None):
         model = Run(self.run.folder, step).model(pick_device(self.bench.device), self.bench.loaded)
-        return self.bench.draw(model, prompts, seeds, self.run.words)
+        return self.bench.draw(model, prompts, seeds, self.run.phrase)

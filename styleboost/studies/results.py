@@ -21,7 +21,8 @@ from ..showing.figures import formatted, page_svg, panels
 from ..showing.report import Column, Section, write_report
 from .cells import is_scored, kept_pictures, kept_scores
 from .comparison import in_words, metric_grain, paired, ranked, step_lines, t_interval
-from ..training.loop import Run
+from ..training.runs import Run
+from ..training.recipes import upgraded
 
 # %% ../../nbs/studies/05_results.ipynb #7b1d7d03
 SETTING = 'version style arms seeds steps choose base sampler judge versions'.split()   # what `study.json` holds
@@ -36,7 +37,7 @@ def setting(
     try:
         info = json.loads(file.read_text('utf-8'))
         for k in SETTING: info[k]
-        return info
+        return dict(info, arms={a:upgraded(r) for a,r in info['arms'].items()})
     except (OSError, ValueError, KeyError, TypeError) as e: raise StyleboostError(
         f'{file} cannot be read as the setting of a study ({type(e).__name__}: {e}); choose another folder.') from e
 

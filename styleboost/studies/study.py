@@ -6,6 +6,7 @@
 __all__ = ['FIRST', 'SECOND', 'differences', 'Study', 'weights_bytes']
 
 # %% ../../nbs/studies/06_study.ipynb #d018b4b9
+import torch
 import hashlib, json, re, shutil
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -19,20 +20,24 @@ from tqdm.auto import tqdm
 from .. import __version__
 from ..core import StyleboostError, log, note, write_whole
 from ..pictures.images import ImageSet, png
-from ..bases.base import Base, complete
-from ..bases.sampling import scheduler_for
+
+from ..bases.base import Base
+
 from ..judging.encoders import known_as, load_encoder
 from ..judging.metrics import METRICS, without
-from ..methods.method import suggested
-from ..training.loop import check, versions
+
+from ..training.trainer import check
+from ..training.runs import versions
 from ..training.priors import resolve
-from ..training.recipes import Generated, Recipe
+from ..training.recipes import Generated, Recipe, settled
 from .style import Style, embedded
 from .arms import (
     DRAW_SAMPLER, DRAW_STEPS, Bench, Trained, Untouched, arm_name, arm_recipe, untouched_base)
 from .jobs import in_turn, on_ray
 from .cells import examine_split, learn_cell, report_cell
 from .results import Results, setting
+from ..methods.method import attached, trained
+from ..bases.load import skeleton
 
 # %% ../../nbs/studies/06_study.ipynb #4062966a
 def _check_asked(seeds, steps, draw_steps, choose):
@@ -191,9 +196,9 @@ def refuse(self:Study):
     if was and was['hash']!=base.hash: raise StyleboostError(
         f'{folder} holds another study: the base\'s weights were {was["hash"]} and are {base.hash}. '
         'Choose another folder, or the old base.')
-    scheduler_for(base, self.bench.sampler)
+    base.process.scheduler(self.bench.sampler)
     for arm,r in self.recipes.items():
-        try: check(complete(suggested(replace(r, base=base.name), base), base), base)
+        try: check(settled(r, base), base)
         except StyleboostError as e: raise StyleboostError(f'The arm {arm} cannot be trained: {e}') from e
 
 @contextmanager
@@ -214,10 +219,10 @@ def weights_bytes(
     recipe:Recipe,
     base:Base,      # that it trains
 )->int:
-    "Bytes of what one checkpoint keeps; nought for an adapter, whose few do not count."
-    if recipe.method!='full': return 0
-    parts = [base.unet]+recipe.text_encoder*list(base.encoders.values())
-    return sum(p.numel() for m in parts for p in m.parameters())*(2 if recipe.weights=='bfloat16' else 4)
+    "Bytes of what one checkpoint keeps: what trains, counted on the base's bones."
+    with torch.device('meta'):
+        tuned = attached(replace(skeleton(base), shared=False), recipe.method)
+    return sum(p.numel() for p in trained(tuned).values())*(2 if recipe.weights=='bfloat16' else 4)
 
 @patch
 def _note_room(self:Study, base):
@@ -326,7 +331,7 @@ def _second_halves(self:Study, ready):
 def _carry_out(self:Study, ray, gpus, progress):
     recipes, bench = self.begin(), self.bench
     arms = {a: Trained(bench, r) for a,r in recipes.items()}
-    base = Untouched(bench, next(iter(recipes.values())).token)
+    base = Untouched(bench, next(iter(recipes.values())).method.phrase)
     folders = {c: self.run_folder(*c) for c in self.cells}
     # they go to workers, so they hold no more than a cell needs
     def first_half(arm, seed, tell=None): learn_cell(bench, arms[arm], folders[arm,seed], seed, tell)

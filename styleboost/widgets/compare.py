@@ -18,11 +18,11 @@ from fastcore.basics import patch
 from ipywidgets import Dropdown, HBox, HTML, IntSlider, SelectionSlider, ToggleButton, ToggleButtons, VBox
 from PIL import Image, ImageOps
 
-from ..bases.base import load_base
+from ..bases.load import load_base
 from ..bases.sampling import sample
 from ..judging.metrics import METRICS, score, tidy
 from ..studies.results import COLUMNS
-from ..training.loop import Run
+from ..training.runs import Run
 from ..core import StyleboostError
 from ..devices import pick_device
 from ..pictures.images import ImageSet

@@ -18,7 +18,8 @@ from ipywidgets import HTML, IntProgress
 from PIL import Image
 
 from ..bases.sampling import sample
-from ..training.loop import Run, train
+from ..training.runs import Run
+from ..training.loop import train
 from ..training.recipes import Recipe
 from ..core import StyleboostError, first_line, log
 from ..pictures.sheets import gridded
