@@ -126,7 +126,7 @@ class Gaussian:
         return each(self.schedule.add_noise, xs, eps, rows), t, each(self.target, xs, eps, rows)
     def losses(self, pred, y, t):
         "Each row's weighted squared error, in float32."
-        mean = ((pred.float()-y.float())**2).flatten(1).mean(1)
+        mean = ((pred.float()-y.float())**2).mean(tuple(range(1, pred.ndim)))
         return mean*min_snr_weight(self.schedule, t, self.min_snr)
     def weighing(self, min_snr): return replace(self, min_snr=min_snr)
     def start(self, shape, g): return torch.randn(shape, generator=g)
