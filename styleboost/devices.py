@@ -10,44 +10,89 @@ import torch
 
 from .core import StyleboostError
 
-# %% ../nbs/00a_devices.ipynb #cbe43a1a
+# %% ../nbs/00a_devices.ipynb #7dd4c1c9
+def _cards(): return torch.cuda.device_count() if torch.cuda.is_available() else 0
+
+def _kinds():
+    "The kinds of device that this machine has, the fastest first."
+    there = dict(cuda=_cards()>0, mps=torch.backends.mps.is_available(), cpu=True)
+    return [kind for kind,found in there.items() if found]
+
+def _check_device(name):
+    "The device, if this machine has it."
+    there, cards = _kinds(), _cards()
+    try: d = torch.device(name)
+    except RuntimeError as e:
+        raise StyleboostError(f'There is no device {str(name)!r}; this machine has {", ".join(there)}.') from e
+    if d.type in ('cuda','mps') and d.type not in there:
+        raise StyleboostError(
+            f'The device {name} was asked for, and this machine or this build of torch has only {", ".join(there)}; '
+            f'choose {there[0]}, or install torch for your GPU.')
+    if d.type=='cuda' and (d.index or 0)>=cards:
+        raise StyleboostError(
+            f'The device {name} was asked for, and there are {cards} GPUs; the last is cuda:{cards-1}.')
+    return d
+
+# %% ../nbs/00a_devices.ipynb #77f0e106
 def pick_device(
     name:str=None,  # 'cuda', 'cuda:1', 'mps' or 'cpu'; the fastest there is unless given
 )->str:
     "A device that is there: the one that was asked for, or cuda before mps before cpu."
-    cards = torch.cuda.device_count() if torch.cuda.is_available() else 0
-    there = ['cuda']*bool(cards)+['mps']*torch.backends.mps.is_available()+['cpu']
-    if name is None: return there[0]
-    try: d = torch.device(name)
-    except RuntimeError as e: raise StyleboostError(f'There is no device {str(name)!r}; this machine has {", ".join(there)}.') from e
-    if d.type in ('cuda','mps') and d.type not in there: raise StyleboostError(f'The device {name} was asked for, and this machine or this build of torch has only {", ".join(there)}; choose {there[0]}, or install torch for your GPU.')
-    if d.type=='cuda' and (d.index or 0)>=cards: raise StyleboostError(f'The device {name} was asked for, and there are {cards} GPUs; the last is cuda:{cards-1}.')
-    return str(d)
+    return _kinds()[0] if name is None else str(_check_device(name))
 
-# %% ../nbs/00a_devices.ipynb #27141cb1
+# %% ../nbs/00a_devices.ipynb #a35a9991
+def _apple_lacks(old):
+    "What an Apple GPU lacks; `old` is a macOS before 14."
+    out = {'float64': 'Apple GPUs know no double precision.'}
+    if old: out['bfloat16'] = 'Apple GPUs compute in bfloat16 from macOS 14 on; take float16 or float32.'
+    out['flash attention'] = ('Flash attention is written for CUDA; '
+        'scaled_dot_product_attention runs its own kernel here.')
+    return out
+
+# %% ../nbs/00a_devices.ipynb #4a39bef0
+def _processor_lacks():
+    why = ('A processor computes in {} no faster than in float32, unless it was built for it; '
+        'it saves memory, not time.')
+    return {kind: why.format(kind) for kind in ('float16','bfloat16')}
+
+# %% ../nbs/00a_devices.ipynb #82215c3a
+def _nvidia_lacks(major, minor):
+    what = f'this GPU has compute capability {major}.{minor}'
+    out = {}
+    if major<7:
+        out['float16'] = ('Half precision has its own units from compute capability 7.0 on, '
+            f'and {what}; it saves memory, hardly time.')
+    if major<8:
+        out['bfloat16'] = ('GPUs compute in bfloat16 from compute capability 8.0 on, '
+            f'and {what}, so it is emulated; take float16.')
+        out['flash attention'] = (f'Flash attention needs compute capability 8.0, and {what}; '
+            'the memory-efficient kernel runs instead.')
+    return out
+
+# %% ../nbs/00a_devices.ipynb #81eb8a76
 def lacks(
     device:str,  # from `pick_device`
 )->dict:         # what is missing or slow -> why, in a sentence
     "What a device cannot do, or does so slowly that there is no point."
     kind = torch.device(device).type
-    if kind=='mps':
-        old = {} if torch.backends.mps.is_macos_or_newer(14,0) else dict(bfloat16='Apple GPUs compute in bfloat16 from macOS 14 on; take float16 or float32.')
-        return {'float64':'Apple GPUs know no double precision.', **old, 'flash attention':'Flash attention is written for CUDA; scaled_dot_product_attention runs its own kernel here.'}
-    if kind=='cpu': return {k:f'A processor computes in {k} no faster than in float32, unless it was built for it; it saves memory, not time.' for k in ('float16','bfloat16')}
+    if kind=='mps': return _apple_lacks(old=not torch.backends.mps.is_macos_or_newer(14, 0))
+    if kind=='cpu': return _processor_lacks()
+    # AMD's GPUs call themselves cuda too, and number their generations in their own way
     if kind!='cuda' or torch.version.hip: return {}
-    major, minor = torch.cuda.get_device_capability(device)
-    what = f'this GPU has compute capability {major}.{minor}'
-    slow = dict(float16=f'Half precision has its own units from compute capability 7.0 on, and {what}; it saves memory, hardly time.') if major<7 else {}
-    return slow if major>=8 else {**slow, 'bfloat16':f'GPUs compute in bfloat16 from compute capability 8.0 on, and {what}, so it is emulated; take float16.',
-        'flash attention':f'Flash attention needs compute capability 8.0, and {what}; the memory-efficient kernel runs instead.'}
+    return _nvidia_lacks(*torch.cuda.get_device_capability(device))
+
+# %% ../nbs/00a_devices.ipynb #6d8423b7
+def _described(d):
+    "A device's name and size."
+    if d.type=='mps': return 'Apple GPU, which shares the memory of the machine'
+    if d.type!='cuda': return f'processor, {torch.get_num_threads()} threads'
+    p = torch.cuda.get_device_properties(d)
+    return f'{p.name}, {p.total_memory/2**30:.1f} GiB, compute capability {p.major}.{p.minor}'
 
 def device_report(
     device:str=None,  # chosen as `pick_device` does unless given
 )->str:
     "A device in one line: its name, its memory, and what it lacks."
     d = torch.device(pick_device(device))
-    if d.type=='cuda':
-        p = torch.cuda.get_device_properties(d)
-        what = f'{p.name}, {p.total_memory/2**30:.1f} GiB, compute capability {p.major}.{p.minor}'
-    else: what = 'Apple GPU, which shares the memory of the machine' if d.type=='mps' else f'processor, {torch.get_num_threads()} threads'
-    return f'{d}: {what}; {"without "+", ".join(out) if (out := lacks(d)) else "lacks nothing that is used here"}'
+    missing = ', '.join(lacks(d))
+    return f'{d}: {_described(d)}; {"without "+missing if missing else "lacks nothing that is used here"}'

@@ -1,5 +1,5 @@
 "Encoders: the judge, and others from local files, through one door; style and plain statistics."
-import sys, types
+import copy, shutil, sys, types
 
 import pytest, torch, torch.nn.functional as F
 from PIL import Image, ImageChops
@@ -7,7 +7,8 @@ from safetensors.torch import save_file
 from transformers import CLIPConfig, CLIPModel
 
 from styleboost.judging.encoders import ClipEncoder, CsdEncoder, load_encoder
-from styleboost.judging.judge import load_judge
+from styleboost.judging import judge as judging
+from styleboost.judging.judge import JUDGE, load_judge, measure_ordinary
 from styleboost.judging.style import plain_statistics, style_similarity, style_statistics, style_vectors
 from styleboost.pictures.tensors import to_tensor
 from styleboost.pictures.images import Picture, png
@@ -163,6 +164,40 @@ def test_other_weights_with_its_names_are_refused(tmp_path, monkeypatch, refused
 
 def test_style_statistics_do_not_depend_on_company():
     assert torch.allclose(style_statistics(SOME)[4:], style_statistics(SOME[4:]), atol=1e-5) and torch.allclose(plain_statistics(SOME)[4:], plain_statistics(SOME[4:]), atol=1e-5)
+
+@pytest.fixture
+def measured(monkeypatch):
+    "Image encoders for which what is ordinary was measured; that takes no time."
+    calls, kept = [], load_judge().ordinary
+    monkeypatch.setattr(judging, 'measure_ordinary', lambda image: calls.append(image) or {k: 2*v for k,v in kept.items()})
+    return calls
+
+def test_what_is_kept_as_ordinary_is_what_the_shipped_pictures_give():
+    kept, fresh = load_judge().ordinary, measure_ordinary(load_judge().image)
+    assert kept.keys()==fresh.keys() and sum(v.numel() for v in kept.values())==508
+    for k,v in fresh.items(): assert torch.allclose(kept[k], v, atol=1e-5), k
+
+def test_the_shipped_judge_opens_no_pack(measured, said):
+    assert load_judge.__wrapped__(JUDGE).ordinary.keys()==load_judge().ordinary.keys() and measured==[] and said()==[]
+
+def test_a_judge_with_other_weights_is_measured_once_and_it_is_said(measured, said):
+    other = copy.deepcopy(load_judge.__wrapped__(JUDGE))
+    other.image.trunk[0][0].bias.data += .1
+    a, b = style_vectors(SOME, other), style_vectors(SOME, other)
+    assert torch.equal(a, b) and measured==[other.image]
+    assert torch.equal(a, (style_statistics(SOME, other)-other.ordinary['style.mean'])/other.ordinary['style.std'])
+    assert [m for m in said() if str(JUDGE) in m and 'few seconds' in m]==said()
+
+@pytest.mark.parametrize('how', ['gone','damaged'])
+def test_a_folder_without_its_constants_is_measured_and_a_damaged_file_refused(tmp_path, measured, said, refused, how):
+    folder = shutil.copytree(JUDGE, tmp_path/'judge')
+    file = folder/'ordinary.safetensors'
+    if how=='gone':
+        file.unlink()
+        assert load_judge(folder).ordinary and len(measured)==1 and any(str(folder) in m for m in said())
+    else:
+        file.write_bytes(b'words')
+        with refused(file, 'is damaged', 'measured again'): load_judge(folder).ordinary
 
 def test_other_pictures_of_a_style_are_at_one_however_few_the_reference_has():
     v = .6+torch.randn(2000, 100, generator=torch.Generator().manual_seed(0))

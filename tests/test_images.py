@@ -244,6 +244,11 @@ def test_saving_does_not_write_into_a_folder_that_holds_something(folder, ref, r
 def test_saving_over_a_file_is_refused(folder, ref, refused):
     with refused('good.png'): ref.save(folder/'good.png')
 
+def test_a_set_that_cannot_be_saved_whole_leaves_nothing_behind(folder, ref, tmp_path, refused):
+    gone = ImageSet([*ref, *ImageSet.from_folder(folder)]); (folder/'good.png').unlink()
+    with refused('good.png'): gone.save(tmp_path/'copy')
+    assert {p.name: state(p) for p in tmp_path.iterdir()}=={'pictures': {}, 'copy': {}}
+
 def test_saved_and_read_again_a_set_is_the_same(folder, tmp_path):
     for i in range(12): (folder/f'{i}.jpg').write_bytes(encoded(kind='JPEG', quality=30+i)); (folder/f'{i}.txt').write_text(f'no. {i}')
     found = ImageSet.from_folder(folder)

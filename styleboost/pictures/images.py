@@ -5,34 +5,36 @@
 # %% auto #0
 __all__ = ['BOMB', 'KINDS', 'Picture', 'decode', 'png', 'contact_sheet', 'ImageSet', 'metadata_rows', 'fit', 'is_small']
 
-# %% ../../nbs/pictures/00_images.ipynb #a101ccf7
-import hashlib, io, json, math, os, random, shutil, warnings
+# %% ../../nbs/pictures/00_images.ipynb #80d3e610
+import hashlib, io, json, math, random, warnings
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fastcore.basics import patch
 from PIL import Image, ImageOps
-from ..core import StyleboostError, note, new_folder
+from ..core import StyleboostError, note, new_folder, whole
 
-# %% ../../nbs/pictures/00_images.ipynb #bd96c45f
+# %% ../../nbs/pictures/00_images.ipynb #73816c26
 @dataclass(frozen=True)
 class Picture:
     "One picture with what is known about it."
-    name:str                              # its file's name, or its name in the world
-    path:Path=None                        # the file, for pictures on disk
+    name:str               # its file's name, or its name in the world
+    path:Path=None         # the file, for pictures on disk
     data:bytes=field(default=None, repr=False)  # the encoded file, for pictures in memory
-    caption:str=''                        # what it shows
-    people:bool|None=None                 # whether it shows people
-    subject:str=''                        # equal for pictures of the same thing
-    set:str=''                            # the set it belongs to
-    licence:str=''                        # SPDX identifier
-    split:str=''                          # what it may be used for
+    caption:str=''         # what it shows
+    people:bool|None=None  # whether it shows people
+    subject:str=''         # equal for pictures of the same thing
+    set:str=''             # the set it belongs to
+    licence:str=''         # SPDX identifier
+    split:str=''           # what it may be used for
     def bytes(self):
         "The encoded file."
         if self.data is not None: return self.data
         try: return Path(self.path).read_bytes()
-        except OSError as e: raise StyleboostError(f'{self.path} can no longer be read ({e.strerror}); put it back or leave it out.') from e
+        except OSError as e:
+            raise StyleboostError(
+                f'{self.path} can no longer be read ({e.strerror}); put it back or leave it out.') from e
     @property
     def sha(self): return hashlib.sha256(self.bytes()).hexdigest()
     def open(self):
@@ -40,67 +42,93 @@ class Picture:
         return decode(self.bytes(), self.name)[0]
     def _repr_png_(self): return png(self.open())
 
-# %% ../../nbs/pictures/00_images.ipynb #c7e24e4d
+# %% ../../nbs/pictures/00_images.ipynb #1cf5827b
 BOMB = 120_000_000  # pixels; larger files are refused before they are decoded
 
-def decode(
-    data:bytes,  # an encoded picture
-    name:str='the picture',  # for messages
-)->tuple:        # the picture as upright RGB, and a list of what was changed on the way
-    "Decodes a picture whole; raises `StyleboostError` when it cannot."
+def _read_whole(data, name):
+    "The picture in `data`, all of its pixels read, and what was changed; or one sentence that says why not."
     if not data: raise StyleboostError(f'{name} is empty (0 bytes); copy it again.')
+    limit = f'{BOMB//10**6} million'
     try:
         with warnings.catch_warnings():
             warnings.simplefilter('ignore', Image.DecompressionBombWarning)
             im = Image.open(io.BytesIO(data))
-            if im.width*im.height > BOMB: raise StyleboostError(f'{name} is {im.width} by {im.height} pixels, more than the {BOMB//10**6} million that are read; make it smaller.')
+            if im.width*im.height > BOMB:
+                raise StyleboostError(
+                    f'{name} is {im.width} by {im.height} pixels, more than the {limit} that are read; '
+                    'make it smaller.')
             changed = ['first frame of an animation'] if getattr(im, 'n_frames', 1)>1 else []
             im.load()
-            Image.open(io.BytesIO(data)).verify()                # a PNG without its end loads all the same
+            # a PNG without its end loads all the same
+            Image.open(io.BytesIO(data)).verify()
     except StyleboostError: raise
-    except Image.DecompressionBombError as e: raise StyleboostError(f'{name} is larger than the {BOMB//10**6} million pixels that are read; make it smaller.') from e
-    except Exception as e: raise StyleboostError(f'{name} cannot be read as a picture ({str(e) or type(e).__name__}); it may be cut short or of another kind.') from e
-    turned = ImageOps.exif_transpose(im)
+    except Image.DecompressionBombError as e:
+        raise StyleboostError(f'{name} is larger than the {limit} pixels that are read; make it smaller.') from e
+    except Exception as e:
+        why = str(e) or type(e).__name__
+        raise StyleboostError(
+            f'{name} cannot be read as a picture ({why}); it may be cut short or of another kind.') from e
+    return im, changed
+
+# %% ../../nbs/pictures/00_images.ipynb #de1c892a
+def _eight_bits(im):
+    "Greys of 16 or 32 bits as 8 bits."
+    integers = im.mode=='I' or im.mode.startswith('I;16')
+    lo,hi = (0, 65535) if integers else im.getextrema()
+    return im.convert('F').point(lambda v: (v-lo)*(255/max(hi-lo,1e-9))).convert('L')
+
+def _on_white(im):
+    "The picture on white, and whether any of it is transparent."
+    rgba = im.convert('RGBA')
+    return Image.alpha_composite(Image.new('RGBA', rgba.size, 'white'), rgba), rgba.getextrema()[3][0]<255
+
+# %% ../../nbs/pictures/00_images.ipynb #ef2d82d6
+def decode(
+    data:bytes,              # an encoded picture
+    name:str='the picture',  # for messages
+)->tuple:                    # the picture as upright RGB, and a list of what was changed on the way
+    "Decodes a picture whole; raises `StyleboostError` when it cannot."
+    im, changed = _read_whole(data, name)
+    upright = ImageOps.exif_transpose(im)
     if im.getexif().get(0x0112) in range(2, 9): changed.append('turned upright by EXIF')
-    im = turned
+    im = upright
     if im.mode.startswith('I') or im.mode=='F':
-        lo,hi = (0, 65535) if im.mode.startswith('I;16') or im.mode=='I' else im.getextrema()
-        im = im.convert('F').point(lambda v: (v-lo)*(255/max(hi-lo,1e-9))).convert('L'); changed.append('16-bit to 8-bit')
+        im = _eight_bits(im)
+        changed.append('16-bit to 8-bit')
     if im.mode=='CMYK': changed.append('CMYK to RGB')
     if im.mode in ('RGBA','LA','PA') or 'transparency' in im.info:
-        rgba = im.convert('RGBA')
-        if rgba.getextrema()[3][0]<255: changed.append('transparency on white')
-        im = Image.alpha_composite(Image.new('RGBA', rgba.size, 'white'), rgba)
+        im, transparent = _on_white(im)
+        if transparent: changed.append('transparency on white')
     return im.convert('RGB'), changed
 
-# %% ../../nbs/pictures/00_images.ipynb #17a8f59f
+# %% ../../nbs/pictures/00_images.ipynb #90b5a236
 def png(
     im:Image.Image,  # a picture
 )->bytes:
     "A picture as PNG."
-    b = io.BytesIO(); im.save(b, 'PNG', optimize=True); return b.getvalue()
+    b = io.BytesIO()
+    im.save(b, 'PNG', optimize=True)
+    return b.getvalue()
 
 def contact_sheet(
-    images:Sequence,     # pictures of any size
-    cols:int=8,          # pictures in a row
-    size:int=64,         # pixels of a cell
-    gap:int=2,           # pixels between cells
+    images:Sequence,  # pictures of any size
+    cols:int=8,       # pictures in a row
+    size:int=64,      # pixels of a cell
+    gap:int=2,        # pixels between cells
 )->Image.Image:
     "Pictures side by side on white, each fitted into its cell; a cell that is None stays empty."
     images = [im.open() if isinstance(im, Picture) else im for im in images]
     if not images: raise StyleboostError('There are no pictures to show; give at least one.')
-    cols = min(cols, len(images))
+    cols, step = min(cols, len(images)), size+gap
     rows = math.ceil(len(images)/cols)
-    sheet = Image.new('RGB', (cols*(size+gap)-gap, rows*(size+gap)-gap), 'white')
+    sheet = Image.new('RGB', (cols*step-gap, rows*step-gap), 'white')
     for i,im in enumerate(images):
         if im is None: continue
         im = ImageOps.contain(im.convert('RGB'), (size,size), Image.LANCZOS)
-        sheet.paste(im, (i%cols*(size+gap)+(size-im.width)//2, i//cols*(size+gap)+(size-im.height)//2))
+        sheet.paste(im, (i%cols*step+(size-im.width)//2, i//cols*step+(size-im.height)//2))
     return sheet
 
-# %% ../../nbs/pictures/00_images.ipynb #954edfba
-KINDS = {e for e,f in Image.registered_extensions().items() if f in Image.OPEN}
-
+# %% ../../nbs/pictures/00_images.ipynb #cfa29f46
 class ImageSet(Sequence):
     "An ordered set of pictures."
     def __init__(self,
@@ -108,14 +136,17 @@ class ImageSet(Sequence):
         name:str='images',  # how messages and recipes call it
         skipped:tuple=(),   # files left out, each with the reason
     ):
-        self.pictures, self.name, self.skipped = tuple(pictures), name, tuple(skipped)
+        self.pictures, self.name = tuple(pictures), name
+        self.skipped = tuple(skipped)
     def __len__(self): return len(self.pictures)
     def __getitem__(self, i):
         if isinstance(i, slice): return ImageSet(self.pictures[i], self.name)
         if isinstance(i, (list,tuple)): return ImageSet([self.pictures[j] for j in i], self.name)
         return self.pictures[i]
-    def __add__(self, other): return ImageSet(self.pictures+tuple(other), f'{self.name}+{getattr(other,"name","images")}')
-    def __repr__(self): return f'ImageSet({self.name!r}, {len(self)} pictures, {sum(bool(p) for p in self.people)} with people)'
+    def __add__(self, other):
+        return ImageSet(self.pictures+tuple(other), f'{self.name}+{getattr(other,"name","images")}')
+    def __repr__(self):
+        return f'ImageSet({self.name!r}, {len(self)} pictures, {sum(bool(p) for p in self.people)} with people)'
     def _repr_png_(self): return png(self.sheet()) if len(self) else None
     captions = property(lambda self: [p.caption for p in self])
     people = property(lambda self: [p.people for p in self])
@@ -131,7 +162,7 @@ class ImageSet(Sequence):
         size:int=64,  # pixels
     ): return contact_sheet(self.pictures, cols, size)
 
-# %% ../../nbs/pictures/00_images.ipynb #9ebbce19
+# %% ../../nbs/pictures/00_images.ipynb #3758a682
 @patch
 def where(self:ImageSet,
     people:bool,  # keep the pictures with this flag
@@ -146,27 +177,83 @@ def sample(self:ImageSet,
 )->ImageSet:
     "`k` different pictures drawn at random."
     if k<1: raise StyleboostError(f'{k} pictures of {self.name} were asked for; ask for at least one.')
-    if k>len(self): raise StyleboostError(f'{self.name} has {len(self)} pictures, {k} were asked for; add pictures or ask for at most {len(self)}.')
+    if k>len(self):
+        raise StyleboostError(
+            f'{self.name} has {len(self)} pictures, {k} were asked for; '
+            f'add pictures or ask for at most {len(self)}.')
     return self[sorted(random.Random(seed).sample(range(len(self)), k))]
 
-# %% ../../nbs/pictures/00_images.ipynb #233599d7
+# %% ../../nbs/pictures/00_images.ipynb #e596c2e4
+def _metadata_row(line, where):
+    "A line of metadata as a dict; `where` names it."
+    try:
+        row = json.loads(line)
+        name = row['file_name']
+    except (json.JSONDecodeError, KeyError, TypeError) as e:
+        raise StyleboostError(
+            f'{where}, is not a JSON object with a "file_name"; correct or remove that line.') from e
+    texts = isinstance(name, str) and isinstance(row.get('text', ''), str)
+    if not (texts and type(row.get('people')) in (bool, type(None))):
+        raise StyleboostError(
+            f'{where}: "file_name" and "text" must be texts, and "people" true, false or null; correct that line.')
+    return row
+
 def metadata_rows(
     path:Path,  # a metadata.jsonl, which need not exist
 )->dict:
     "Its rows by file name."
-    rows = {}
-    if not path.exists(): return rows
+    if not path.exists(): return {}
     try: lines = path.read_text('utf-8-sig').splitlines()
-    except (OSError, UnicodeDecodeError) as e: raise StyleboostError(f'{path} cannot be read ({e}); save it as UTF-8 text, or remove it.') from e
-    for i,line in enumerate(lines, 1):
-        if not line.strip(): continue
-        try: r = json.loads(line); name = r['file_name']
-        except (json.JSONDecodeError, KeyError, TypeError) as e:
-            raise StyleboostError(f'{path}, line {i}, is not a JSON object with a "file_name"; correct or remove that line.') from e
-        if not (isinstance(name, str) and isinstance(r.get('text', ''), str) and type(r.get('people')) in (bool, type(None))):
-            raise StyleboostError(f'{path}, line {i}: "file_name" and "text" must be texts, and "people" true, false or null; correct that line.')
-        rows[name] = r
-    return rows
+    except (OSError, UnicodeDecodeError) as e:
+        raise StyleboostError(f'{path} cannot be read ({e}); save it as UTF-8 text, or remove it.') from e
+    rows = [_metadata_row(line, f'{path}, line {i}') for i,line in enumerate(lines, 1) if line.strip()]
+    return {row['file_name']: row for row in rows}
+
+# %% ../../nbs/pictures/00_images.ipynb #7c7e0d22
+def _captions(files):
+    "Captions by stem, each with its file's name; and the files that could not be read, with the reason."
+    texts, skipped = {}, []
+    for f in files:
+        if f.suffix.lower()!='.txt' or f.is_dir(): continue
+        try: texts[f.stem] = (f.name, f.read_text('utf-8-sig').strip())
+        except UnicodeDecodeError: skipped.append((f.name, 'a caption that is not UTF-8 text'))
+        except OSError as e: skipped.append((f.name, f'a caption that cannot be read ({e.strerror})'))
+    return texts, skipped
+
+# %% ../../nbs/pictures/00_images.ipynb #d55b296d
+KINDS = {e for e,f in Image.registered_extensions().items() if f in Image.OPEN}
+
+def _picture(file, row, text):
+    "The picture in a file and what was changed to read it; raises the reason where there is none."
+    if file.is_dir(): raise StyleboostError('a folder; only the pictures directly inside are read')
+    if file.suffix.lower() not in KINDS: raise StyleboostError('not a picture by its ending')
+    _, changed = decode(file.read_bytes(), file.name)
+    known = {k: row.get(k,'') for k in ('subject','set','licence')}
+    return Picture(file.name, path=file, caption=row.get('text') or text, people=row.get('people'), **known), changed
+
+# %% ../../nbs/pictures/00_images.ipynb #b8618734
+def _without_picture(pics, texts, rows, skipped):
+    "Captions and metadata that belong to no picture, each with the reason."
+    stems, names = {Path(p.name).stem for p in pics}, {p.name for p in pics}
+    known = names | {n for n,_ in skipped}
+    lost = [(name, 'a caption for no picture') for stem,(name,_) in texts.items() if stem not in stems]
+    return lost + [(n, 'named in metadata.jsonl, but no such picture was read') for n in rows if n not in known]
+
+def _tell(folder, skipped, changes):
+    "A note for each file that was left out, and one for each kind of change."
+    for n,why in skipped: note(f'{folder.name}: left out {n}: {why}')
+    for change,names in changes.items():
+        more = f' and {len(names)-5} more' if len(names)>5 else ''
+        note(f'{folder.name}: {change}: {", ".join(names[:5])}{more}')
+
+# %% ../../nbs/pictures/00_images.ipynb #ba29fee8
+def _files(folder):
+    "What is in a folder, in sorted order."
+    if not folder.exists(): raise StyleboostError(f'The folder {folder} does not exist; check the path.')
+    if not folder.is_dir(): raise StyleboostError(f'{folder} is a file; give the folder that holds the pictures.')
+    try: return sorted(folder.iterdir())
+    except OSError as e:
+        raise StyleboostError(f'The folder {folder} cannot be read ({e.strerror}); check its permissions.') from e
 
 @patch(cls_method=True)
 def from_folder(cls:ImageSet,
@@ -174,57 +261,48 @@ def from_folder(cls:ImageSet,
 )->ImageSet:
     "The readable pictures of a folder, in sorted order; says what was left out or changed and why."
     folder = Path(path).expanduser()
-    if not folder.exists(): raise StyleboostError(f'The folder {folder} does not exist; check the path.')
-    if not folder.is_dir(): raise StyleboostError(f'{folder} is a file; give the folder that holds the pictures.')
-    try: files = sorted(folder.iterdir())
-    except OSError as e: raise StyleboostError(f'The folder {folder} cannot be read ({e.strerror}); check its permissions.') from e
-    rows, pics, skipped, changes, texts = metadata_rows(folder/'metadata.jsonl'), [], [], {}, {}
+    files, rows = _files(folder), metadata_rows(folder/'metadata.jsonl')
+    texts, skipped = _captions(files)
+    pics, changes = [], {}
     for f in files:
-        if f.suffix.lower()=='.txt' and not f.is_dir():
-            try: texts[f.stem] = (f.name, f.read_text('utf-8-sig').strip())
-            except UnicodeDecodeError: skipped.append((f.name, 'a caption that is not UTF-8 text'))
-            except OSError as e: skipped.append((f.name, f'a caption that cannot be read ({e.strerror})'))
-    for f in files:
-        if f.is_dir():
-            skipped.append((f.name, 'a folder; only the pictures directly inside are read')); continue
-        if f.name=='metadata.jsonl' or f.suffix.lower()=='.txt': continue
-        if f.suffix.lower() not in KINDS:
-            skipped.append((f.name, 'not a picture by its ending')); continue
-        try: _, changed = decode(f.read_bytes(), f.name)
-        except (StyleboostError, OSError) as e:
-            skipped.append((f.name, str(e))); continue
-        for c in changed: changes.setdefault(c, []).append(f.name)
-        row = rows.get(f.name, {})
-        pics.append(Picture(f.name, path=f, caption=row.get('text') or texts.get(f.stem, ('',''))[1], people=row.get('people'),
-                            **{k:row.get(k,'') for k in ('subject','set','licence')}))
-    stems, names, out = {Path(p.name).stem for p in pics}, {p.name for p in pics}, {n for n,_ in skipped}
-    skipped += [(t, 'a caption for no picture') for stem,(t,_) in texts.items() if stem not in stems]
-    skipped += [(n, 'named in metadata.jsonl, but no such picture was read') for n in rows if n not in names|out]
-    for n,why in skipped: note(f'{folder.name}: left out {n}: {why}')
-    for c,ns in changes.items(): note(f'{folder.name}: {c}: {", ".join(ns[:5])}{f" and {len(ns)-5} more" if len(ns)>5 else ""}')
-    if not pics: raise StyleboostError(f'The folder {folder} has no readable picture{f" ({len(skipped)} files were left out)" if skipped else ""}; put PNG, JPEG or WebP files in it.')
+        if not f.is_dir() and (f.name=='metadata.jsonl' or f.suffix.lower()=='.txt'): continue
+        try: pic, changed = _picture(f, rows.get(f.name, {}), texts.get(f.stem, ('',''))[1])
+        except (StyleboostError, OSError) as e: skipped.append((f.name, str(e)))
+        else:
+            pics.append(pic)
+            for c in changed: changes.setdefault(c, []).append(f.name)
+    skipped += _without_picture(pics, texts, rows, skipped)
+    _tell(folder, skipped, changes)
+    if not pics:
+        left = f' ({len(skipped)} files were left out)' if skipped else ''
+        raise StyleboostError(f'The folder {folder} has no readable picture{left}; put PNG, JPEG or WebP files in it.')
     return cls(pics, folder.name, skipped)
 
-# %% ../../nbs/pictures/00_images.ipynb #ce7dfefb
+# %% ../../nbs/pictures/00_images.ipynb #b47e0fc1
+def _metadata_line(file, p):
+    "A picture's line of metadata.jsonl, without what nobody has said."
+    row = dict(file_name=file, text=p.caption, people=p.people, subject=p.subject, set=p.set, licence=p.licence)
+    return json.dumps({k:v for k,v in row.items() if v not in ('',None)}, ensure_ascii=False)+'\n'
+
 @patch
 def save(self:ImageSet,
     path:str|Path,  # a folder that is empty or does not exist
 )->Path:
     "The pictures as PNG files (files on disk are copied as they are) with metadata.jsonl."
-    folder, rows = new_folder(path), []
-    work = folder.with_name(f'.{folder.name}.{os.getpid()}.part')
-    if work.exists(): shutil.rmtree(work)                            # of a process that was killed; numbers of processes come back
-    work.mkdir()
-    for i,p in enumerate(self):
-        stem, end = Path(p.name).stem, Path(p.name).suffix
-        name = f'{i:04d}-{stem}{end if p.path else ".png"}'
-        (work/name).write_bytes(p.bytes() if p.path else png(p.open()))
-        rows.append({k:v for k,v in dict(file_name=name, text=p.caption, people=p.people, subject=p.subject, set=p.set, licence=p.licence).items() if v not in ('',None)})
-    (work/'metadata.jsonl').write_text(''.join(json.dumps(r, ensure_ascii=False)+'\n' for r in rows), 'utf-8')
-    folder.rmdir(); work.rename(folder)
+    folder, lines = new_folder(path), []
+    with whole(folder) as work:
+        work.mkdir()
+        for i,p in enumerate(self):
+            stem, end = Path(p.name).stem, Path(p.name).suffix
+            name = f'{i:04d}-{stem}{end if p.path else ".png"}'
+            (work/name).write_bytes(p.bytes() if p.path else png(p.open()))
+            lines.append(_metadata_line(name, p))
+        (work/'metadata.jsonl').write_text(''.join(lines), 'utf-8')
     return folder
 
-# %% ../../nbs/pictures/00_images.ipynb #e5e40139
+# %% ../../nbs/pictures/00_images.ipynb #d1ab4bc1
+def _wh(size): return (size,size) if isinstance(size, int) else size
+
 def fit(
     im:Image.Image,       # any size
     size:int|tuple,       # pixels of the square, or width and height
@@ -232,7 +310,7 @@ def fit(
     flip:bool=False,      # mirrored
 )->Image.Image:
     "A square, or a rectangle, of the picture at `size` pixels."
-    im = ImageOps.fit(im, (size,size) if isinstance(size, int) else size, Image.LANCZOS, centering=where)
+    im = ImageOps.fit(im, _wh(size), Image.LANCZOS, centering=where)
     return ImageOps.mirror(im) if flip else im
 
 def is_small(
@@ -240,5 +318,5 @@ def is_small(
     size:int|tuple,  # pixels of the square, or width and height
 )->bool:
     "Whether `fit` has to enlarge the picture."
-    w, h = (size,size) if isinstance(size, int) else size
+    w, h = _wh(size)
     return im.width<w or im.height<h

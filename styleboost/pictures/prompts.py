@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['TOKEN', 'style_prompt', 'Prompt', 'read_prompts', 'drawn']
 
-# %% ../../nbs/pictures/03_prompts.ipynb #826f46ba
+# %% ../../nbs/pictures/03_prompts.ipynb #7b12661f
 import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from .images import ImageSet, Picture, png
 from ..core import StyleboostError
+from .images import ImageSet, Picture, png
 
 # %% ../../nbs/pictures/03_prompts.ipynb #4e34d2bb
 TOKEN = 'zwx'  # the rare word that stands for [V] unless another is given
@@ -24,7 +24,7 @@ def style_prompt(
     head = f'a photo of {token} style' if token else 'a photo of style'
     return f'{head}, {prompt}' if prompt else head
 
-# %% ../../nbs/pictures/03_prompts.ipynb #3f70c73e
+# %% ../../nbs/pictures/03_prompts.ipynb #27745271
 @dataclass(frozen=True)
 class Prompt:
     "Something to draw."
@@ -32,35 +32,53 @@ class Prompt:
     people:bool|None=None  # whether it asks for people, if known
     truth:Picture=None     # the artist's own picture of it, if there is one
 
+# %% ../../nbs/pictures/03_prompts.ipynb #e5ddc4ed
+def _lines(path):
+    "The lines of a text file that are not blank."
+    try: lines = [l for l in path.read_text('utf-8-sig').splitlines() if l.strip()]
+    except OSError as e:
+        raise StyleboostError(f'The prompts file {path} cannot be read ({e.strerror}); check the path.') from e
+    except UnicodeDecodeError as e:
+        raise StyleboostError(f'The prompts file {path} is not UTF-8 text; save it as UTF-8.') from e
+    if not lines: raise StyleboostError(f'The prompts file {path} is empty; write one prompt a line.')
+    return lines
+
+_flags = {'1':True, 'true':True, 'yes':True, '0':False, 'false':False, 'no':False, '':None}
+
+def _prompt(row, where):
+    "The `Prompt` of a row, a dict by column; `where` names its line."
+    flag, text = row.get('people','').strip().lower(), row.get('prompt','').strip()
+    if flag not in _flags: raise StyleboostError(f'{where}: people is {flag!r}; write true or false.')
+    if not text: raise StyleboostError(f'{where}, has no prompt; write one or remove the line.')
+    return Prompt(text, _flags[flag])
+
+# %% ../../nbs/pictures/03_prompts.ipynb #6d27cbf2
 def read_prompts(
     path:str|Path,  # .txt: one prompt a line; .tsv: columns `prompt` and `people`
 )->list:            # of `Prompt`
     "Prompts from a file."
     path = Path(path)
-    try: lines = [l for l in path.read_text('utf-8-sig').splitlines() if l.strip()]
-    except OSError as e: raise StyleboostError(f'The prompts file {path} cannot be read ({e.strerror}); check the path.') from e
-    except UnicodeDecodeError as e: raise StyleboostError(f'The prompts file {path} is not UTF-8 text; save it as UTF-8.') from e
-    if not lines: raise StyleboostError(f'The prompts file {path} is empty; write one prompt a line.')
+    lines = _lines(path)
     if path.suffix.lower()!='.tsv': return [Prompt(l.strip()) for l in lines]
     head, *rows = [l.split('\t') for l in lines]
-    if 'prompt' not in head: raise StyleboostError(f'The prompts file {path} has no column named prompt; its first line must name the columns.')
-    flags = {'1':True, 'true':True, 'yes':True, '0':False, 'false':False, 'no':False, '':None}
-    out = []
-    for i,r in enumerate(rows, 2):
-        r = dict(zip(head, r))
-        flag = r.get('people','').strip().lower()
-        if flag not in flags: raise StyleboostError(f'{path}, line {i}: people is {flag!r}; write true or false.')
-        if not r.get('prompt','').strip(): raise StyleboostError(f'{path}, line {i}, has no prompt; write one or remove the line.')
-        out.append(Prompt(r['prompt'].strip(), flags[flag]))
-    if not out: raise StyleboostError(f'The prompts file {path} has column names and no prompts; write one a line.')
-    return out
+    if 'prompt' not in head:
+        raise StyleboostError(
+            f'The prompts file {path} has no column named prompt; its first line must name the columns.')
+    if not rows:
+        raise StyleboostError(f'The prompts file {path} has column names and no prompts; write one a line.')
+    return [_prompt(dict(zip(head, r)), f'{path}, line {i}') for i,r in enumerate(rows, 2)]
 
-# %% ../../nbs/pictures/03_prompts.ipynb #4c012546
+# %% ../../nbs/pictures/03_prompts.ipynb #331a785b
+def _file_name(prompt, seed):
+    words = re.sub(r'[^\w.]+', '-', prompt.text)[:60].strip('-.')
+    return f'{words or "picture"}-{seed}.png'
+
 def drawn(
     images:list,   # pictures
     prompts:list,  # `Prompt` of each
     seed:int=0,    # of the first picture
 )->ImageSet:
     "Pictures with what they were asked to show as captions and people flags, named by prompt and seed."
-    name = lambda text: re.sub(r'[^\w.]+', '-', text)[:60].strip('-.') or 'picture'
-    return ImageSet([Picture(f'{name(p.text)}-{seed+i}.png', data=png(im), caption=p.text, people=p.people) for i,(p,im) in enumerate(zip(prompts, images, strict=True))], 'drawn')
+    pics = [Picture(_file_name(p, s), data=png(im), caption=p.text, people=p.people)
+            for s,(p,im) in enumerate(zip(prompts, images, strict=True), seed)]
+    return ImageSet(pics, 'drawn')

@@ -12,23 +12,28 @@ from PIL import Image, ImageDraw, ImageFont
 
 from .images import contact_sheet
 
-# %% ../../nbs/pictures/02_sheets.ipynb #d3b2f3e1
+# %% ../../nbs/pictures/02_sheets.ipynb #a33350d6
 INK = '#1b1d21'
 
 def labelled(
-    parts:list,     # pairs of a heading and pictures
-    cols:int=10,    # pictures in a row
-    size:int=64,    # pixels of a picture
+    parts:list,   # pairs of a heading and pictures
+    cols:int=10,  # pictures in a row
+    size:int=64,  # pixels of a picture
 )->Image.Image:
     "Sets of pictures under each other, each with a heading."
-    font, sheets = ImageFont.load_default(13), [(h, contact_sheet(list(ims), cols, size) if len(ims) else Image.new('RGB', (1,1), 'white')) for h,ims in parts]
-    out = Image.new('RGB', (max(max(s.width, int(font.getlength(h))+4) for h,s in sheets), sum(s.height+30 for _,s in sheets)), 'white')
+    font, empty = ImageFont.load_default(13), Image.new('RGB', (1,1), 'white')
+    heads, sets = zip(*parts)
+    sheets = [contact_sheet(list(ims), cols, size) if len(ims) else empty for ims in sets]
+    width = max(max(s.width, int(font.getlength(h))+4) for h,s in zip(heads, sheets))
+    out = Image.new('RGB', (width, sum(s.height+30 for s in sheets)), 'white')
     y, pen = 0, ImageDraw.Draw(out)
-    for h,s in sheets:
-        pen.text((1,y+6), h, INK, font); out.paste(s, (0,y+26)); y += s.height+30
+    for h,s in zip(heads, sheets):
+        pen.text((1,y+6), h, INK, font)
+        out.paste(s, (0,y+26))
+        y += s.height+30
     return out
 
-# %% ../../nbs/pictures/02_sheets.ipynb #9ba73983
+# %% ../../nbs/pictures/02_sheets.ipynb #aeda8465
 def gridded(
     columns:list,  # headings
     rows:list,     # of (name, pictures); a picture that is None stays empty
@@ -37,15 +42,18 @@ def gridded(
     "A table of pictures with names."
     font, left = ImageFont.load_default(12), 128
     heads = [textwrap.wrap(c, max(size//7, 12), break_long_words=False) for c in columns]
-    step = max([size+6] + [math.ceil(font.getlength(line))+8 for h in heads for line in h])
+    widths = [math.ceil(font.getlength(line))+8 for lines in heads for line in lines]
+    step, row = max([size+6]+widths), size+6
     top = 12 + 15*max(map(len, heads), default=1)
-    out = Image.new('RGB', (left+step*len(columns), top+(size+6)*len(rows)), 'white')
+    out = Image.new('RGB', (left+step*len(columns), top+row*len(rows)), 'white')
     pen = ImageDraw.Draw(out)
-    write = lambda at, text, anchor, align: pen.multiline_text(at, text, INK, font, anchor=anchor, align=align, spacing=2)
-    for j,h in enumerate(heads): write((left+step*j+step//2, top-6), '\n'.join(h), 'md', 'center')
+    def write(at, lines, anchor, align):
+        pen.multiline_text(at, '\n'.join(lines), INK, font, anchor=anchor, align=align, spacing=2)
+
+    for j,lines in enumerate(heads): write((left+step*j+step//2, top-6), lines, 'md', 'center')
     for i,(name,ims) in enumerate(rows):
-        y = top+(size+6)*i
-        write((left-8, y+size//2), '\n'.join(textwrap.wrap(name, 19)), 'rm', 'right')
+        y = top+row*i
+        write((left-8, y+size//2), textwrap.wrap(name, 19), 'rm', 'right')
         for j,im in enumerate(ims):
             if im is not None: out.paste(contact_sheet([im], 1, size), (left+step*j+(step-size)//2, y))
     return out

@@ -12,16 +12,17 @@ from PIL import Image, ImageOps
 
 from .images import Picture
 
-# %% ../../nbs/pictures/01_tensors.ipynb #be6292a8
+# %% ../../nbs/pictures/01_tensors.ipynb #6a000142
 def to_tensor(
-    images,      # pictures (`Picture` or PIL)
-    size:int|tuple=64,     # pixels of the square, or width and height
-    how:int=Image.LANCZOS, # Pillow's filter
-)->torch.Tensor: # (n, 3, height, width) in [-1, 1]
+    images,                 # pictures (`Picture` or PIL)
+    size:int|tuple=64,      # pixels of the square, or width and height
+    how:int=Image.LANCZOS,  # Pillow's filter
+)->torch.Tensor:            # (n, 3, height, width) in [-1, 1]
     "Pictures as one tensor; what does not fit the proportions is cut off on both sides."
     wh = (size,size) if isinstance(size, int) else size
-    ims = [ImageOps.fit(im.open() if isinstance(im, Picture) else im.convert('RGB'), wh, how) for im in images]
-    return torch.from_numpy(np.stack([np.asarray(im) for im in ims])).permute(0,3,1,2).float()/127.5 - 1
+    ims = [im.open() if isinstance(im, Picture) else im.convert('RGB') for im in images]
+    arrays = [np.asarray(ImageOps.fit(im, wh, how)) for im in ims]
+    return torch.from_numpy(np.stack(arrays)).permute(0,3,1,2).float()/127.5 - 1
 
 # %% ../../nbs/pictures/01_tensors.ipynb #e929709a
 def to_pil(

@@ -5,21 +5,21 @@
 # %% auto #0
 __all__ = ['cache_folder', 'prior_key', 'generated', 'resolve', 'prior_images']
 
-# %% ../../nbs/training/01_priors.ipynb #9aa51aac
-import hashlib, json, os, tempfile
+# %% ../../nbs/training/01_priors.ipynb #d1f0dd5c
+import hashlib, json, os
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..bases.base import Base
 
 from ..pictures.images import ImageSet, Picture, png
-from ..core import StyleboostError
+from ..core import StyleboostError, whole
 from .recipes import Generated, Recipe
 from ..bases.sampling import sample
 from ..pictures.world import pool
 from ..judging.suggest import suggest
 
-# %% ../../nbs/training/01_priors.ipynb #2b595056
+# %% ../../nbs/training/01_priors.ipynb #c6918342
 def cache_folder()->Path:
     "Where generated priors are kept: `STYLEBOOST_CACHE`, else `~/.cache/styleboost`."
     return Path(os.environ.get('STYLEBOOST_CACHE') or Path.home()/'.cache'/'styleboost')
@@ -29,9 +29,35 @@ def prior_key(
     order:Generated,
 )->str:
     "A key that changes with the base's weights, the prompt, the sampler, the seed and the count."
-    return hashlib.sha256(json.dumps(dict(asdict(order), base=base.hash, noise=dict(base.noise.config)), sort_keys=True, default=str).encode()).hexdigest()[:16]
+    what = dict(asdict(order), base=base.hash, noise=base.process.settings)
+    return hashlib.sha256(json.dumps(what, sort_keys=True, default=str).encode()).hexdigest()[:16]
 
-# %% ../../nbs/training/01_priors.ipynb #19ed8703
+# %% ../../nbs/training/01_priors.ipynb #50e5202d
+def _draw_prior(base, order, folder, batch, progress):
+    "Draws an order into a folder, with a manifest."
+    ims = sample(base, [order.prompt]*order.n, order.seed, order.steps, order.guidance, order.scheduler, batch=batch,
+                 progress=progress)
+    files = {}
+    with whole(folder) as work:
+        work.mkdir()
+        for i,im in enumerate(ims):
+            name, data = f'{order.seed+i:06d}.png', png(im)
+            (work/name).write_bytes(data); files[name] = hashlib.sha256(data).hexdigest()
+        manifest = dict(order=asdict(order), base=base.name, base_hash=base.hash, files=files)
+        (work/'manifest.json').write_text(json.dumps(manifest, indent=1))
+
+def _kept_prior(folder, order):
+    "The pictures of a folder, as its manifest has them."
+    again = f'remove the folder {folder} to have its pictures drawn again.'
+    try: files = dict(json.loads((folder/'manifest.json').read_text())['files'])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
+        raise StyleboostError(f'{folder/"manifest.json"} cannot be read ({e}); {again}') from e
+    pics = [Picture(n, path=folder/n, caption=order.prompt) for n in files]
+    for p in pics:
+        if not p.path.exists() or p.sha!=files[p.name]:
+            raise StyleboostError(f'{p.path} is not the picture that was generated; {again}')
+    return ImageSet(pics, f'generated: {order.prompt}')
+
 def generated(
     base:Base,            # untouched
     order:Generated,      # what to draw
@@ -40,30 +66,19 @@ def generated(
     progress:bool=True,   # show a bar
 )->ImageSet:
     "Prior images drawn by the base, or the same ones from the cache."
-    if base.token: raise StyleboostError(f'{base.name} has been tuned to {base.token!r}; prior images come from the untouched base.')
+    if base.method is not None:
+        raise StyleboostError(f'{base.name} has been tuned to {" and ".join(map(repr, base.method.words))}; '
+            'prior images come from the untouched base.')
     root = Path(cache or cache_folder())/'priors'
     folder = root/prior_key(base, order)
     if not folder.exists():
         root.mkdir(parents=True, exist_ok=True)
-        ims = sample(base, [order.prompt]*order.n, order.seed, order.steps, order.guidance, order.scheduler, batch=batch, progress=progress)
-        with tempfile.TemporaryDirectory(dir=root) as tmp:
-            work = Path(tmp)/'images'; work.mkdir()
-            files = {}
-            for i,im in enumerate(ims):
-                name, data = f'{order.seed+i:06d}.png', png(im)
-                (work/name).write_bytes(data); files[name] = hashlib.sha256(data).hexdigest()
-            (work/'manifest.json').write_text(json.dumps(dict(order=asdict(order), base=base.name, base_hash=base.hash, files=files), indent=1))
-            try: work.rename(folder)
-            except OSError:
-                if not folder.exists(): raise                     # another process finished the same order first
-    try: manifest = json.loads((folder/'manifest.json').read_text()); files = manifest['files'].items()
-    except (OSError, ValueError, KeyError, AttributeError) as e: raise StyleboostError(f'{folder/"manifest.json"} cannot be read ({e}); remove the folder {folder} to have its pictures drawn again.') from e
-    pics = [Picture(n, path=folder/n, caption=order.prompt) for n,_ in files]
-    for p in pics:
-        if not p.path.exists() or p.sha!=manifest['files'][p.name]: raise StyleboostError(f'{p.path} is not the picture that was generated; remove the folder {folder} to have its pictures drawn again.')
-    return ImageSet(pics, f'generated: {order.prompt}')
+        try: _draw_prior(base, order, folder, batch, progress)
+        except OSError:
+            if not folder.exists(): raise                     # another process finished the same order first
+    return _kept_prior(folder, order)
 
-# %% ../../nbs/training/01_priors.ipynb #54148195
+# %% ../../nbs/training/01_priors.ipynb #f0017f67
 def resolve(
     recipe:Recipe,
     base:Base,
@@ -71,10 +86,12 @@ def resolve(
     progress:bool=True,
 )->Recipe:                # the same recipe with pictures in place of orders
     "Carries out a recipe's orders for generated priors; chosen pictures stay as they are."
-    fill = lambda b: replace(b, images=generated(base, b.images, cache, progress=progress)) if isinstance(b.images, Generated) else b
-    return replace(recipe, bindings=tuple(map(fill, recipe.bindings)))
+    def filled(b):
+        if not isinstance(b.images, Generated): return b
+        return replace(b, images=generated(base, b.images, cache, progress=progress))
+    return replace(recipe, bindings=tuple(map(filled, recipe.bindings)))
 
-# %% ../../nbs/training/01_priors.ipynb #31dba80a
+# %% ../../nbs/training/01_priors.ipynb #8700bb41
 def prior_images(
     spec:str,            # 'none', 'generated', 'world:NAME', a folder, or 'suggest:' and one of the last two
     n:int=None,          # how many: 200 generated, 20 suggested or all that were chosen, unless given
@@ -87,7 +104,9 @@ def prior_images(
     if spec=='generated': return Generated(prompt, 200 if n is None else n, seed)
     if spec.startswith('suggest:'):
         if ref is None: raise StyleboostError(f'{spec} suggests pictures for a style; give the style references too.')
-        if not isinstance(pictures := prior_images(spec[8:]), ImageSet): raise StyleboostError(f'{spec} names no pictures to choose from; write suggest:FOLDER or suggest:world:NAME.')
+        pictures = prior_images(spec[8:])
+        if not isinstance(pictures, ImageSet):
+            raise StyleboostError(f'{spec} names no pictures to choose from; write suggest:FOLDER or suggest:world:NAME.')
         return suggest(ref, pictures, 20 if n is None else n).images
     images = pool(spec[6:]) if spec.startswith('world:') else ImageSet.from_folder(spec)
     return images if n is None else images.sample(n, seed)

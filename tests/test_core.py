@@ -1,0 +1,124 @@
+"What every room uses: one sentence for what goes wrong, and files that are whole or not there."
+import json, logging, os, subprocess, sys
+from pathlib import Path
+
+import pytest, torch
+
+from styleboost.core import (
+    StyleboostError, first_line, new_folder, note, quiet, read_tensors, save_tensors, whole, write_whole)
+
+ROOT = Path(__file__).resolve().parents[1]
+names = lambda folder: sorted(p.name for p in folder.iterdir())
+
+def python(code, *args):
+    "Runs code in a Python of its own."
+    return subprocess.run([sys.executable, '-c', code, *map(str, args)], cwd=ROOT, capture_output=True, text=True)
+
+# whole files
+
+def test_a_file_appears_when_its_block_ends(tmp_path):
+    file = tmp_path/'a.json'; file.write_text('old')
+    with whole(file) as part:
+        part.write_text('new')
+        assert file.read_text()=='old' and part.parent==tmp_path and part.suffix=='.json'
+    assert file.read_text()=='new' and names(tmp_path)==['a.json']
+
+@pytest.mark.parametrize('error', [OSError, KeyboardInterrupt])
+@pytest.mark.parametrize('folder', [False, True])
+def test_a_block_that_fails_leaves_all_as_it_was(tmp_path, folder, error):
+    (tmp_path/'a').write_text('old')
+    with pytest.raises(error), whole(tmp_path/('b' if folder else 'a')) as part:
+        if folder: part.mkdir(); part /= 'within'
+        part.write_text('half')
+        raise error
+    assert names(tmp_path)==['a'] and (tmp_path/'a').read_text()=='old'
+
+def test_a_folder_takes_the_place_of_an_empty_one(tmp_path):
+    at = tmp_path/'run'; at.mkdir()
+    with whole(at) as part: part.mkdir(); (part/'a').write_text('1')
+    assert names(tmp_path)==['run'] and names(at)==['a']
+
+def test_a_folder_never_takes_the_place_of_one_that_holds_something(tmp_path):
+    at = tmp_path/'run'; at.mkdir(); (at/'old').write_text('1')
+    with pytest.raises(OSError), whole(at) as part: part.mkdir()
+    assert names(tmp_path)==['run'] and names(at)==['old']
+
+def test_a_block_that_writes_nothing_fails_and_removes_nothing(tmp_path):
+    (tmp_path/'a').write_text('old')
+    with pytest.raises(FileNotFoundError), whole(tmp_path/'a'): pass
+    assert (tmp_path/'a').read_text()=='old'
+
+def test_a_process_that_is_killed_leaves_the_old_file(tmp_path):
+    file = tmp_path/'a.json'; file.write_text('old')
+    code = '''import os, sys
+from styleboost.core import whole
+with whole(sys.argv[1]) as part: part.write_text('half'); os._exit(9)'''
+    assert python(code, file).returncode==9 and file.read_text()=='old'
+
+@pytest.mark.parametrize('left', ['a file', 'a folder'])
+def test_what_a_killed_process_of_the_same_number_left_is_not_mixed_in(tmp_path, left):
+    at = tmp_path/'run'
+    with whole(at) as part: part.mkdir()
+    at.rmdir()
+    if left=='a folder': part.mkdir(); (part/'old').write_text('1')
+    else: part.write_text('1')
+    with whole(at) as part: part.mkdir(); (part/'new').write_text('2')
+    assert names(tmp_path)==['run'] and names(at)==['new']
+
+def test_files_that_belong_together_are_all_written_before_one_is_renamed(tmp_path, monkeypatch):
+    files, order = {tmp_path/n: n for n in ('a.txt','b.txt','c.txt')}, []
+    def renamed(part, path, real=os.replace): order.append((path.name, len(names(tmp_path)))); real(part, path)
+    monkeypatch.setattr(os, 'replace', renamed)
+    write_whole(files)
+    assert order==[('a.txt',3), ('b.txt',3), ('c.txt',3)] and {p.read_text() for p in files}=={'a.txt','b.txt','c.txt'}
+
+def test_one_that_cannot_be_written_stops_all(tmp_path):
+    (tmp_path/'a.txt').write_text('old')
+    with pytest.raises(OSError): write_whole({tmp_path/'a.txt': 'new', tmp_path/'nowhere'/'b.txt': 'new'})
+    assert names(tmp_path)==['a.txt'] and (tmp_path/'a.txt').read_text()=='old'
+
+def test_tensors_are_whole_and_a_damaged_file_is_named(tmp_path, refused):
+    file = tmp_path/'weights'/'a.safetensors'
+    save_tensors(file, dict(a=torch.arange(6.).view(2,3).T))
+    assert torch.equal(read_tensors(file)['a'], torch.arange(6.).view(2,3).T) and names(file.parent)==['a.safetensors']
+    shared = torch.ones(2)
+    with pytest.raises(RuntimeError): save_tensors(file, dict(a=shared, b=shared))
+    assert names(file.parent)==['a.safetensors'] and read_tensors(file)
+    file.write_bytes(file.read_bytes()[:30])
+    with refused(file, 'damaged'): read_tensors(file)
+
+# folders and sentences
+
+def test_new_work_gets_an_empty_folder_or_none(tmp_path, refused):
+    assert new_folder(tmp_path/'a'/'b').is_dir() and new_folder(tmp_path/'a'/'b')==tmp_path/'a'/'b'
+    assert not new_folder(tmp_path/'c', make=False).exists()
+    (tmp_path/'file').write_text('1')
+    with refused(tmp_path, 'not empty'): new_folder(tmp_path)
+    with refused('file', 'is a file'): new_folder(tmp_path/'file')
+
+def test_one_process_speaks_for_all(said, monkeypatch):
+    note('first'); monkeypatch.setenv('RANK', '1'); note('second')
+    assert said()==['first']
+
+@pytest.mark.parametrize('e, want', [
+    (OSError('Broken.\nat line 3'), 'Broken'), (KeyError(), 'KeyError'),
+    (ValueError('x'*300), 'x'*200), (ValueError(' \n'), 'ValueError')])
+def test_a_librarys_error_fits_a_sentence(e, want): assert first_line(e)==want
+
+def test_libraries_speak_as_before_after_they_were_quiet():
+    import diffusers, transformers
+    libraries = transformers.utils.logging, diffusers.utils.logging
+    state = lambda: [(l.get_verbosity(), l.is_progress_bar_enabled()) for l in libraries]
+    before = state()
+    with pytest.raises(StyleboostError), quiet():
+        assert state()==[(logging.ERROR, False)]*2
+        raise StyleboostError('stop')
+    assert state()==before
+
+# what is loaded
+
+@pytest.mark.parametrize('module, heavy', [('core', 'torch diffusers transformers safetensors PIL numpy')]
+    + [('pictures.'+m, 'torch diffusers transformers') for m in ('images','sheets','prompts','world')])
+def test_a_room_loads_no_library_before_it_needs_it(module, heavy):
+    code = f'import json, sys, styleboost.{module}; print(json.dumps([m for m in {heavy.split()} if m in sys.modules]))'
+    assert json.loads(python(code).stdout)==[]
