@@ -10,14 +10,14 @@ from pathlib import Path
 import pandas as pd
 
 from common import device
-from styleboost.bases.base import load_base
+from styleboost.bases.load import load_base
 from styleboost.bases.sampling import sample
 from styleboost.judging.metrics import score
 from styleboost.pictures.prompts import style_prompt
 from styleboost.studies.cells import noise
 from styleboost.studies.results import Results
 from styleboost.studies.style import embedded
-from styleboost.training.loop import Run, versions
+from styleboost.training.runs import Run, versions
 
 ARMS = ('none', 'generated', 'world:people', 'world:things')
 SAMPLERS = (('ddim',20), ('dpmpp',10), ('dpmpp',15), ('dpmpp',30))

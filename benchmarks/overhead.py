@@ -7,10 +7,12 @@ from pathlib import Path
 import torch
 
 from common import device
-from styleboost.bases.base import complete, load_base
+from styleboost.bases.base import complete
+from styleboost.bases.load import load_base
 from styleboost.methods.method import method_for
 from styleboost.training.recipes import styleboost
-from styleboost.training.loop import train, versions
+from styleboost.training.loop import train
+from styleboost.training.runs import versions
 from styleboost.pictures.world import pool, style_ref
 
 def bare(base, recipe, steps):

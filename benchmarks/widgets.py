@@ -11,7 +11,7 @@ from types import SimpleNamespace
 from common import ROOT, device, from_tests
 from styleboost.pictures.prompts import Prompt
 from styleboost.pictures.world import pool, style_ref
-from styleboost.training.loop import versions
+from styleboost.training.runs import versions
 from styleboost.training.recipes import styleboost
 
 GRID = '''

@@ -700,7 +700,7 @@ def style_row(
     asked, shown = (torch.tensor([corpus.records[i]['people'] for i in idx]) for idx in (pick, held))
     every = corpus.images([c[0] for c in corpus.cells[name]][:400])
     drawn, real, f = judge.features(x), judge.features(corpus.images(held)), judge.features(every)
-    again, half = judge.features(round_trip(base.vae, every)), len(every)//2
+    again, half = judge.features(round_trip(base.modules['vae'], every)), len(every)//2
     person, person_real = judge.people(drawn)>PERSON, judge.people(real)>PERSON
     right = lambda features: sum(s==name for s in judge.style_of(features))/len(features)
     return dict(style_right=right(drawn), style_right_real=right(real),
@@ -763,11 +763,11 @@ def of_judge_and_autoencoder(
 )->dict:
     "The part of the scorecard for which nothing is drawn."
     real = lambda name: to_tensor(list(pictures(name))[:300])
-    some_of_all = plain[:]
-    rng.shuffle(some_of_all)
-    return dict(weights=base.hash, psnr_held_out=psnr(base.vae, corpus.images(corpus.held)),
-                psnr_openmoji=psnr(base.vae, real('openmoji')), psnr_fluent_emoji=psnr(base.vae, real('fluent-emoji')),
-                text_right_of_250=own_caption_first(judge, corpus, some_of_all[:250]))
+    few, vae = plain[:], base.modules['vae']
+    rng.shuffle(few)
+    return dict(weights=base.hash, psnr_held_out=psnr(vae, corpus.images(corpus.held)),
+                psnr_openmoji=psnr(vae, real('openmoji')), psnr_fluent_emoji=psnr(vae, real('fluent-emoji')),
+                text_right_of_250=own_caption_first(judge, corpus, few[:250]))
 
 # %% ../../nbs/workshop/01_pretraining.ipynb #058ca9a9
 def history(
