@@ -1,5 +1,6 @@
 "The command: what it offers, what it answers to a wrong call, and one round trip from pictures to scores."
 import contextlib, io, json, logging, os, re, signal, subprocess, sys, time, traceback
+from dataclasses import fields
 from types import SimpleNamespace
 
 import pytest, torch
@@ -8,20 +9,31 @@ from safetensors.torch import load_file
 from typer.main import get_command
 from typer.testing import CliRunner
 
+from styleboost import cli
 from styleboost.judging import metrics
 from styleboost.training import priors
 from styleboost.cli import app, main
+from styleboost.exporting.export import LAYOUTS
+from styleboost.methods.load import METHODS, method_class
 from styleboost.pictures.images import ImageSet
+from styleboost.pictures.world import STYLES
+from styleboost.studies.cells import SAMPLER, SCHEDULER
 from styleboost.training.loop import Run
+from styleboost.training.recipes import Recipe
 
 OPTIONS = dict(
     demo='--style --out --quick --seed --aux',
-    train='--ref --out --aux --base --recipe --preset --method --text-encoder --rank --alpha --targets --no-text-encoder --token --aux-count --class-prompt --prior-weight --resolution --steps --batch --lr --min-snr --precision --memory --attention --checkpointing --optimizer --fused-backward --weights --accumulate --buckets --latents --snapshots --checkpoint --seed --tracker --resume',
+    train='--ref --out --prior --aux --base --recipe --preset --set --method --text-encoder --rank --alpha --targets '
+          '--no-text-encoder --token --aux-count --class-prompt --prior-weight --resolution --steps --batch --lr '
+          '--min-snr --precision --memory --attention --checkpointing --optimizer --fused-backward --weights '
+          '--accumulate --buckets --latents --snapshots --checkpoint --seed --tracker --resume',
     sample='--out --prompt --prompts --n --seed --steps --guidance --scheduler --negative --at',
-    plan='--base --memory --method --rank --targets --text-encoder --no-text-encoder --prior --resolution --batch --precision --checkpointing --optimizer --fused-backward --weights --accumulate --processes --device',
+    plan='--base --memory --method --rank --targets --text-encoder --no-text-encoder --prior --set --resolution '
+         '--batch --precision --checkpointing --optimizer --fused-backward --weights --accumulate --processes --device',
     score='--reference --prompts --ref --encoder --out',
     suggest='--ref --pool --out --k --people --near --general --itself --encoder',
-    compare='--out --aux --style --ref --reference --prompts --validation --base --seeds --steps --method --recipe --aux-count --sampler --scheduler --encoder --ray --gpus',
+    compare='--out --prior --aux --style --ref --reference --prompts --validation --base --seeds --steps --method '
+            '--recipe --set --aux-count --sampler --scheduler --encoder --ray --gpus',
     export='--out --to --at --half --pictures --no-pictures --push',
     env='')
 
@@ -83,7 +95,74 @@ def test_help_lists_every_command():
 def test_every_option_says_what_it_is_for():
     assert [(n, p.name) for n,c in get_command(app).commands.items() for p in c.params if p.name!='help' and not p.help]==[]
 
+HEAVY = ('torch', 'diffusers', 'transformers', 'peft', 'pandas', 'matplotlib', 'ipywidgets')
+
+@pytest.mark.parametrize('words', [['--help'], ['train', '--help'], ['compare', '--help']])
+def test_help_is_quick_and_loads_nothing_heavy(words):
+    code = f"""import json, sys, time
+from styleboost.cli import main
+try: main({words})
+except SystemExit: print(json.dumps([time.process_time(), [m for m in {HEAVY} if m in sys.modules]]), file=sys.stderr)"""
+    done = [subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True) for _ in range(2)]
+    seconds, loaded = zip(*[json.loads(d.stderr) for d in done])
+    assert loaded==([], []) and min(seconds)<=.5 and 'Usage' in done[0].stdout
+
+def test_help_names_every_method_layout_style_and_default():
+    told = {n: ' '.join(p.help for p in c.params if p.name!='help') for n,c in get_command(app).commands.items()}
+    missing = [(command, w) for command,words in dict(train=METHODS, export=LAYOUTS, compare=STYLES, demo=STYLES).items()
+               for w in words if w not in told[command]]
+    assert missing==[]
+    study = {p.name: p.default for p in get_command(app).commands['compare'].params}
+    assert (study['sampler'], study['scheduler'])==(SAMPLER, SCHEDULER)
+
+def test_an_option_of_the_table_is_a_field_of_the_recipe_or_of_an_adapter():
+    recipe, adapter = ({f.name for f in fields(cls)} for cls in (Recipe, method_class('lora')))
+    assert {*cli.RECIPE, *cli.MEMORY, 'method'} <= recipe and {*cli.METHOD}-{'method'} <= adapter
+
+# --set
+
+sets = pytest.mark.skipif(not hasattr(Recipe, 'set'), reason='recipes cannot be set by text yet')
+
+@pytest.mark.parametrize('pairs, words', [(['rank'], 'KEY=VALUE'), (['=3'], 'KEY=VALUE'), (['rank=2', 'rank=3'], 'twice')])
+def test_a_setting_that_makes_no_sense_is_a_wrong_call(here, tmp_path, pairs, words):
+    pairs = [w for p in pairs for w in ('--set', p)]
+    done = in_process('train', '--ref', here/'ref', '--prior', 'none', '--out', tmp_path/'out', *pairs)
+    assert done.code==2 and words in done.err and not (tmp_path/'out').exists()
+
+@pytest.mark.parametrize('key', ['base', 'steps', 'scheduler', 'guidance'])
+def test_a_setting_that_a_study_would_not_heed_is_a_wrong_call(tmp_path, key):
+    done = in_process('compare', '--prior', 'none', '--set', f'{key}=1', '--out', tmp_path/'out')
+    assert done.code==2 and f'--set {key}' in done.err and not (tmp_path/'out').exists()
+
+@sets
+def test_a_setting_reaches_the_recipe_and_its_method_as_an_option_does(here, tmp_path):
+    call = ['train', '--ref', here/'ref', '--prior', here/'aux', '--recipe', here/'cheap.json', '--method', 'lora']
+    one = in_process(*call, '--rank', 2, '--min-snr', 5, '--token', 'sks', '--out', tmp_path/'one')
+    two = in_process(*call, '--set', 'rank=2', '--set', 'min-snr=5', '--set', 'token=sks', '--out', tmp_path/'two')
+    assert (one.code, two.code)==(0, 0), one.err+two.err
+    assert Run(tmp_path/'one').recipe==Run(tmp_path/'two').recipe and 'sks' in two.out
+
+@sets
+@pytest.mark.parametrize('command', ['train', 'compare'])
+def test_an_unknown_setting_lists_those_there_are(here, tmp_path, command):
+    what = ['--ref', here/'ref'] if command=='train' else []
+    refusal(in_process(command, *what, '--prior', 'none', '--set', 'gone=1', '--out', tmp_path/'out'), 'gone', 'warmup')
+    assert not (tmp_path/'out').exists()
+
+@sets
+def test_a_plan_takes_settings_too():
+    told = [in_process('plan', '--method', 'lora', '--device', 'cpu', *more).out
+            for more in (['--rank', 64], ['--set', 'rank=64'], [])]
+    assert told[0]==told[1]!=told[2]
+
 # one round trip
+
+def test_prior_has_another_name(here, tmp_path):
+    for name in ('prior', 'aux'):
+        done = in_process('train', '--ref', here/'ref', f'--{name}', here/'aux', '--recipe', here/'cheap.json',
+                          '--out', tmp_path/name)
+        assert done.code==0, done.err
+    assert Run(tmp_path/'prior').recipe==Run(tmp_path/'aux').recipe
 
 def test_train_says_what_it_binds_and_leaves_a_run(trained):
     run = Run(trained.folder)

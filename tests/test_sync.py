@@ -39,5 +39,5 @@ def test_clean(checkout):
     assert not changed(before, sources(checkout))
 
 def test_readme():
-    render = runpy.run_path(str(ROOT/'.ci/render_readme.py'))['render']
+    render = runpy.run_path(str(ROOT/'tools/render_readme.py'))['render']
     assert (ROOT/'README.md').read_text('utf-8')==render(ROOT/'nbs/index.ipynb')
