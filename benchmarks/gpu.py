@@ -16,12 +16,14 @@ from PIL import Image
 
 import peer
 from peer import CLASS, Results, STYLE, TOLD, aux, follow, new
-from styleboost.bases.blanks import blank
+from styleboost.bases.load import blank
 from styleboost.pictures.images import ImageSet, png
 from styleboost.core import write_whole
-from styleboost.training.memory import best_precision, plan
+from styleboost.training.levers import best_precision
+from styleboost.training.plan import plan
 from styleboost.training.recipes import no_prior, with_prior
-from styleboost.training.loop import train, versions
+from styleboost.training.loop import train
+from styleboost.training.runs import versions
 
 SKIPPED = 10  # steps before the clock starts: warm-up
 

@@ -1,15 +1,18 @@
-"Training images per second of `train` against the bare loop: the same modules, dtype, batch and optimiser on random latents."
-import argparse, json, os, platform, statistics, tempfile, time
+"""Training images per second of `train` against the bare loop: the same modules, dtype, batch and optimiser on random
+latents."""
+import argparse, json, statistics, tempfile, time
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from peer import processor
-from styleboost.bases.base import complete, load_base
+from common import device
+from styleboost.bases.base import complete
+from styleboost.bases.load import load_base
 from styleboost.methods.method import method_for
 from styleboost.training.recipes import styleboost
-from styleboost.training.loop import train, versions
+from styleboost.training.loop import train
+from styleboost.training.runs import versions
 from styleboost.pictures.world import pool, style_ref
 
 def bare(base, recipe, steps):
@@ -25,7 +28,8 @@ def bare(base, recipe, steps):
         t0 = time.perf_counter()
         c = base.text_encoder(ids)[0].repeat_interleave(recipe.batch, 0)
         ((base.unet(z, t, c).sample-eps)**2).mean().backward()
-        opt.step(); opt.zero_grad()
+        opt.step()
+        opt.zero_grad()
         out.append(time.perf_counter()-t0)
     return out
 
@@ -37,21 +41,26 @@ def ours(base, recipe, steps, folder):
 
 def main():
     p = argparse.ArgumentParser(description=__doc__)
-    p.add_argument('--rounds', type=int, default=9); p.add_argument('--steps', type=int, default=24)
-    p.add_argument('--batch', type=int, default=8); p.add_argument('--out', type=Path)
+    p.add_argument('--rounds', type=int, default=9)
+    p.add_argument('--steps', type=int, default=24)
+    p.add_argument('--batch', type=int, default=8)
+    p.add_argument('--out', type=Path)
     a = p.parse_args()
     base = load_base('tiny')
     plain = styleboost(style_ref(), pool('people'), n=20, batch=a.batch)
-    recipe = complete(replace(plain, bindings=tuple(replace(b, prompt=b.prompt.replace(', {caption}','')) for b in plain.bindings)), base)
+    bindings = tuple(replace(b, prompt=b.prompt.replace(', {caption}','')) for b in plain.bindings)
+    recipe = complete(replace(plain, bindings=bindings), base)
     pairs = []
     with tempfile.TemporaryDirectory() as d:
-        for r in range(a.rounds):                                 # side by side, so that a busy machine slows both
+        for r in range(a.rounds):  # side by side, so that a busy machine slows both
             x, y = bare(base, recipe, a.steps)[4:], ours(base, recipe, a.steps, f'{d}/{r}')[4:]
             pairs.append((statistics.median(x), statistics.median(y)))
-    n = 2*a.batch
-    result = dict(device=f'{processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, no GPU', batch=f'{a.batch} + {a.batch}', dtype='float32',
-        bare_images_per_second=round(n/statistics.median(x for x,_ in pairs), 1), train_images_per_second=round(n/statistics.median(y for _,y in pairs), 1),
-        ratio=round(statistics.median(y/x for x,y in pairs), 3), ratios=[round(y/x,3) for x,y in pairs], **versions())
+    n, ratios = 2*a.batch, [y/x for x,y in pairs]
+    per_second = lambda seconds: round(n/statistics.median(seconds), 1)
+    result = dict(device=device(), batch=f'{a.batch} + {a.batch}', dtype='float32',
+                  bare_images_per_second=per_second([x for x,_ in pairs]),
+                  train_images_per_second=per_second([y for _,y in pairs]),
+                  ratio=round(statistics.median(ratios), 3), ratios=[round(r, 3) for r in ratios], **versions())
     print(json.dumps(result, indent=1))
     if a.out: a.out.write_text(json.dumps(result, indent=1)+'\n')
 

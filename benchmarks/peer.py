@@ -20,18 +20,20 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTextModel
 
 import styleboost as styleboost_
-from styleboost.bases.base import complete, load_base
+from styleboost.bases.base import complete
+from styleboost.bases.load import load_base
 from styleboost.core import quiet
 from styleboost.training.batches import Batches
 from styleboost.pictures.images import Picture, png
 from styleboost.core import write_whole
-from styleboost.training.memory import best_precision
-from styleboost.training.objective import Batch
+from styleboost.training.levers import best_precision
+from styleboost.training.batches import Batch
 from styleboost.pictures.prompts import style_prompt
 from styleboost.training.recipes import styleboost
 from styleboost.bases.sampling import sample
 from styleboost.bases.files import find_base, weights_hash
-from styleboost.training.loop import Run, train, versions
+from styleboost.training.runs import Run, versions
+from styleboost.training.loop import train
 from styleboost.pictures.world import pool, prompts, style_ref
 
 STAGES = ('first-loss','flags','speed','end-to-end','tune','quality','table')

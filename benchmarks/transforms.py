@@ -1,4 +1,5 @@
-"The five of torchvision's transforms that the peer script uses, for machines where torchvision has no build. `peer.py` copies this file into a temporary package; nothing else imports it."
+"""The five of torchvision's transforms that the peer script uses, for machines where torchvision has no build.
+`peer.py` copies this file into a temporary package; nothing else imports it."""
 import enum, random
 
 import numpy as np, torch

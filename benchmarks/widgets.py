@@ -1,72 +1,98 @@
-"""How the widgets answer, on this machine: a click in a grid of 8 by 6 pictures of 256 pixels in JupyterLab, what previews cost a training, what the page of a study of 12 runs weighs, and how long each walkthrough takes from a fresh kernel.
+"""How the widgets answer, on this machine: a click in a grid of 8 by 6 pictures of 256 pixels in JupyterLab, what
+previews cost a training, what the page of a study of 12 runs weighs, and how long each walkthrough takes from a fresh
+kernel.
 
     python benchmarks/widgets.py                         all of it, into widgets.json
     python benchmarks/widgets.py clicks walkthroughs     some of it"""
-import argparse, json, os, platform, statistics, sys, tempfile, time
+import argparse, json, os, statistics, tempfile, time
 from pathlib import Path
+from types import SimpleNamespace
 
-import torch
-
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT/'tests'))
+from common import ROOT, device, from_tests
+from styleboost.pictures.prompts import Prompt
+from styleboost.pictures.world import pool, style_ref
+from styleboost.training.runs import versions
+from styleboost.training.recipes import styleboost
 
 GRID = '''
 from PIL import Image
 from styleboost.pictures.images import ImageSet, Picture, png
 from styleboost.widgets.picker import AuxPicker
 from styleboost.pictures.world import pool, style_ref
-large = ImageSet([Picture(p.name, data=png(p.open().resize((256,256), Image.LANCZOS)), people=p.people) for p in pool('people')[:48]+pool('things')[:48]], 'large')
+enlarged = lambda p: png(p.open().resize((256,256), Image.LANCZOS))
+pictures = pool('people')[:48]+pool('things')[:48]
+large = ImageSet([Picture(p.name, data=enlarged(p), people=p.people) for p in pictures], 'large')
 picker = AuxPicker(style_ref(), large, page=48)
 picker'''
 
+# milliseconds until the picture is marked, and until Python has answered with the count
 CLICK = '''async e => {
-    const panel = e.closest('.aux-picker'), said = () => panel.querySelector('.sb-count').textContent, before = said(), start = performance.now();
-    const text = new Promise(done => new MutationObserver((_, o) => { if (said()!=before) { o.disconnect(); done(performance.now()-start) } }).observe(panel, {subtree:true, childList:true, characterData:true}));
-    const was = e.classList.contains('mod-active'); e.click();
-    const mark = await new Promise(done => { const look = () => e.classList.contains('mod-active')!=was ? done(performance.now()-start) : requestAnimationFrame(look); look() });
-    return [mark, await text]}'''   # milliseconds until the picture is marked, and until Python has answered with the count
+    const panel = e.closest('.aux-picker'), said = () => panel.querySelector('.sb-count').textContent;
+    const before = said(), start = performance.now(), since = () => performance.now()-start;
+    const text = new Promise(done => new MutationObserver((_, o) => {
+        if (said()!=before) { o.disconnect(); done(since()) }
+    }).observe(panel, {subtree:true, childList:true, characterData:true}));
+    const marked = () => e.classList.contains('mod-active'), was = marked();
+    e.click();
+    const mark = await new Promise(done => {
+        const look = () => marked()!=was ? done(since()) : requestAnimationFrame(look);
+        look();
+    });
+    return [mark, await text]}'''
 
 def clicks(n=40):
     "Milliseconds from a click to the mark on the picture, and to the count that Python sends back."
-    from lab import chromium, jupyterlab, open_and_run, write_notebook
+    lab = from_tests('lab')
     with tempfile.TemporaryDirectory() as d:
-        write_notebook(Path(d)/'grid.ipynb', [GRID])
-        with jupyterlab(Path(d)) as (url, _), chromium(viewport=dict(width=1920, height=1080)) as (page, _):
-            open_and_run(page, f'{url}/NB/grid.ipynb')
+        lab.write_notebook(Path(d)/'grid.ipynb', [GRID])
+        with lab.jupyterlab(Path(d)) as (url, _), lab.chromium(viewport=dict(width=1920, height=1080)) as (page, _):
+            lab.open_and_run(page, f'{url}/NB/grid.ipynb')
             tiles = page.locator('.aux-picker .sb-tile:visible')
-            tiles.nth(47).wait_for(); page.wait_for_timeout(2000)
+            tiles.nth(47).wait_for()
+            page.wait_for_timeout(2000)
             times = [tiles.nth(i*7%48).evaluate(CLICK) for i in range(n+5)][5:]
-    of = lambda v: dict(median=round(statistics.median(v), 1), p95=round(sorted(v)[int(.95*len(v))], 1), worst=round(max(v), 1))
-    return dict(pictures='8 x 6 of 256 px', clicks=n, ms_to_mark=of([t[0] for t in times]), ms_to_count=of([t[1] for t in times]))
+    def of(v): return dict(median=round(statistics.median(v), 1), p95=round(sorted(v)[int(.95*len(v))], 1),
+                           worst=round(max(v), 1))
+    return dict(pictures='8 x 6 of 256 px', clicks=n, ms_to_mark=of([t[0] for t in times]),
+                ms_to_count=of([t[1] for t in times]))
 
 def previews(steps=200):
     "What previews at the default interval add to the training of a default recipe."
-    from styleboost.training.recipes import styleboost
     from styleboost.widgets.monitor import TrainingMonitor
-    from styleboost.pictures.world import pool, style_ref
     with tempfile.TemporaryDirectory() as d:
-        m = TrainingMonitor(styleboost(style_ref(), pool('people'), n=20, steps=steps), Path(d)/'run', device='cpu')
-        t0 = time.perf_counter(); m.run(); whole = time.perf_counter()-t0
+        recipe = styleboost(style_ref(), pool('people'), n=20, steps=steps)
+        m = TrainingMonitor(recipe, Path(d)/'run', device='cpu')
+        t0 = time.perf_counter()
+        m.run()
+        whole = time.perf_counter()-t0
     training = m.lines[-1]['seconds']
-    return dict(steps=steps, at=list(m.previews), training_seconds=round(training, 1), preview_seconds=round(m.spent, 1), share=round(m.spent/training, 3), wall_seconds=round(whole, 1))
+    return dict(steps=steps, at=list(m.previews),
+                training_seconds=round(training, 1), preview_seconds=round(m.spent, 1),
+                share=round(m.spent/training, 3), wall_seconds=round(whole, 1))
+
+def made_up_study(arms='abcd', seeds=(0,1,2), steps=(50,100,150,200), n=40):
+    "What `Compare` asks of a study, with pictures of 512 pixels that nothing drew."
+    import pandas as pd
+    from PIL import Image
+    pictures = pool('people')[:300]+pool('things')[:300]
+    drawn = [p.open().resize((512,512), Image.LANCZOS) for p in pictures]
+    cells = [(a,s,t) for a in arms for s in seeds for t in steps]
+    def images(arm, seed=0, step=None, split='test'):
+        at = 0 if arm=='base' else n*(1+cells.index((arm,seed,step)))
+        return [drawn[(at+i)%len(drawn)] for i in range(n)]
+    def prompts(split='test'):
+        return [Prompt(f'a subject of some length {i}', i%2==0) for i in range(n)] if split=='test' else []
+    same = dict(split='test', metric='kid', value=.1, low=.09, high=.11, n=n)
+    groups = ('people','things','all')
+    table = pd.DataFrame([dict(arm=a, seed=s, step=t, group=g, **same) for a,s,t in cells for g in groups])
+    return SimpleNamespace(folder=Path('study'), arms=list(arms), seeds=seeds, steps=steps, failed={}, chosen={},
+                           ref=style_ref(), images=images, table=lambda: table, prompts=prompts)
 
 def page():
     "The page of a study of 12 runs, 40 prompts and 4 checkpoints, with pictures of 512 pixels."
-    from types import SimpleNamespace
-    import pandas as pd
-    from PIL import Image
-    from styleboost.pictures.prompts import Prompt
     from styleboost.widgets.compare import Compare
-    from styleboost.pictures.world import pool, style_ref
-    arms, seeds, steps = list('abcd'), (0,1,2), (50,100,150,200)
-    drawn = [p.open().resize((512,512), Image.LANCZOS) for p in pool('people')[:300]+pool('things')[:300]]
-    def images(arm, seed=0, step=None, split='test'):
-        at = 0 if arm=='base' else 40*(1+(arms.index(arm)*len(seeds)+seeds.index(seed))*len(steps)+steps.index(step))
-        return [drawn[(at+i)%len(drawn)] for i in range(40)]
-    table = pd.DataFrame([dict(arm=a, seed=s, step=t, split='test', group=g, metric='kid', value=.1, low=.09, high=.11, n=40) for a in arms for s in seeds for t in steps for g in ('people','things','all')])
-    study = SimpleNamespace(folder=Path('study'), arms=arms, seeds=seeds, steps=steps, failed={}, chosen={}, ref=style_ref(), images=images, table=lambda: table,
-        prompts=lambda split='test': [Prompt(f'a subject of some length {i}', i%2==0) for i in range(40)] if split=='test' else [])
-    with tempfile.TemporaryDirectory() as d: size = Path(Compare(study).export(Path(d)/'page.html')).stat().st_size
+    with tempfile.TemporaryDirectory() as d:
+        size = Path(Compare(made_up_study()).export(Path(d)/'page.html')).stat().st_size
     return dict(runs=12, prompts=40, checkpoints=4, picture_pixels=512, megabytes=round(size/1e6, 2))
 
 def walkthroughs():
@@ -77,8 +103,9 @@ def walkthroughs():
     for file in sorted((ROOT/'nbs'/'walkthroughs').glob('*.ipynb')):
         nb = nbformat.read(file, 4)
         nb.cells = [c for c in nb.cells if '#| eval: false' not in c.source]
+        where = dict(metadata=dict(path=str(file.parent)))
         t0 = time.perf_counter()
-        NotebookClient(nb, timeout=600, kernel_name='python3', resources=dict(metadata=dict(path=str(file.parent)))).execute(env=env)
+        NotebookClient(nb, timeout=600, kernel_name='python3', resources=where).execute(env=env)
         out[file.stem] = round(time.perf_counter()-t0, 1)
         print(file.stem, out[file.stem], flush=True)
     return out
@@ -90,12 +117,12 @@ def main():
     p.add_argument('parts', nargs='*', metavar='part', help=f'{", ".join(PARTS)}; all unless given')
     p.add_argument('--out', type=Path, default=Path(__file__).with_suffix('.json'))
     a = p.parse_args()
-    if wrong:=[x for x in a.parts if x not in PARTS]: p.error(f'there is no part {wrong[0]}; choose from {", ".join(PARTS)}')
-    from peer import processor
-    from styleboost.training.loop import versions
+    if wrong:=[x for x in a.parts if x not in PARTS]:
+        p.error(f'there is no part {wrong[0]}; choose from {", ".join(PARTS)}')
     kept = json.loads(a.out.read_text()) if a.out.exists() else {}
     for name in a.parts or PARTS:
-        kept[name] = PARTS[name](); print(json.dumps({name:kept[name]}, indent=1), flush=True)
-        a.out.write_text(json.dumps(dict(kept, device=f'{processor() or platform.machine()}, {os.cpu_count()} cores, {torch.get_num_threads()} threads, no GPU', **versions()), indent=1)+'\n')
+        kept[name] = PARTS[name]()
+        print(json.dumps({name:kept[name]}, indent=1), flush=True)
+        a.out.write_text(json.dumps(dict(kept, device=device(), **versions()), indent=1)+'\n')
 
 if __name__=='__main__': main()

@@ -19,7 +19,6 @@ NOT_YET = {
     'bases/05_amused.ipynb': 'width shown',
     'bases/06_load.ipynb': 'width',
     'bases/07_sampling.ipynb': 'width shown',
-    'evidence/00_ablation.ipynb': 'width',
     'exporting/00_export.ipynb': 'width length shown',
     'judging/00_judge.ipynb': 'width length shown',
     'judging/01_style.ipynb': 'width imports',
@@ -47,18 +46,10 @@ NOT_YET = {
     'training/03_batches.ipynb': 'width length',
     'training/04_memory.ipynb': 'width length',
     'training/06_loop.ipynb': 'width length shown',
-    'walkthroughs/1_a_style_in_five_minutes.ipynb': 'width',
-    'walkthroughs/2_choosing_auxiliary_images.ipynb': 'width',
-    'walkthroughs/3_the_method_from_the_equation.ipynb': 'width',
-    'walkthroughs/4_your_own_style_on_your_own_gpu.ipynb': 'width',
-    'walkthroughs/5_reading_the_evidence.ipynb': 'width',
-    'walkthroughs/6_many_runs.ipynb': 'width',
     'widgets/00_panels.ipynb': 'width length shown',
     'widgets/01_picker.ipynb': 'width length shown',
     'widgets/02_monitor.ipynb': 'width length shown',
-    'widgets/03_compare.ipynb': 'width length shown',
-    'workshop/00_artwork.ipynb': 'width shown',
-    'workshop/01_pretraining.ipynb': 'width length shown imports'}
+    'widgets/03_compare.ipynb': 'width length shown'}
 
 # Imports that do not go upwards as yet, (who, whom). The list only gets shorter.
 NOT_YET_UP = {('showing.page', 'widgets.panels')}

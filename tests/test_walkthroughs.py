@@ -1,4 +1,5 @@
-"The walkthroughs open in Colab, change none of its packages, leave no trace of the machine they were run on, and link to what is there."
+"""The walkthroughs open in Colab, change none of its packages, leave no trace of the machine they were run on, and link
+to what is there."""
 import configparser, json, re
 from pathlib import Path
 
@@ -17,25 +18,30 @@ def test_there_are_six(): assert [n[0] for n in NAMES]==list('123456')
 
 def test_it_opens_in_colab_with_a_gpu(cells):
     name, nb, all_ = cells
-    ini = configparser.ConfigParser(); ini.read(ROOT/'settings.ini', 'utf-8'); cfg = ini['DEFAULT']
+    ini = configparser.ConfigParser()
+    ini.read(ROOT/'settings.ini', 'utf-8')
+    cfg = ini['DEFAULT']
     repo = cfg['git_url'].removeprefix('https://github.com/')
     kind, text, _ = all_[0]
-    assert kind=='markdown' and f'https://colab.research.google.com/github/{repo}/blob/{cfg["branch"]}/nbs/walkthroughs/{name}.ipynb' in text
+    link = f'https://colab.research.google.com/github/{repo}/blob/{cfg["branch"]}/nbs/walkthroughs/{name}.ipynb'
+    assert kind=='markdown' and link in text
     assert re.search(r'^# \S', text, re.M) and re.search(r'^> \S', text, re.M)
     assert nb['metadata']['accelerator']=='GPU' and nb['metadata']['colab']['gpuType']=='T4'
-    assert set(cfg['allowed_metadata_keys'].split())>={'accelerator','colab'}                    # or nbdev_clean would take them away
+    assert set(cfg['allowed_metadata_keys'].split())>={'accelerator','colab'}  # or nbdev_clean would take them away
 
 def test_the_install_cell_changes_nothing_of_colabs(cells):
     _, _, all_ = cells
     first, *others = [t for k,t,_ in all_ if k=='code']
-    guard, install = [l for l in first.splitlines() if l.strip() and not l.startswith('import')]
-    assert guard=="if 'google.colab' in sys.modules:" and install.startswith('    %pip install -q --no-deps ')
+    guard, *install = [l for l in first.splitlines() if l.strip() and not l.startswith('import')]
+    assert guard=="if 'google.colab' in sys.modules:" and install
+    assert all(l.startswith('    %pip install -q --no-deps ') for l in install)
     pins = dict(l.split('==') for l in (ROOT/'constraints.txt').read_text().split() if '==' in l)
-    for package,version in re.findall(r'([\w-]+)==([\d.]+)', install): assert pins[package]==version
+    for package,version in re.findall(r'([\w-]+)==([\d.]+)', ' '.join(install)): assert pins[package]==version
     assert not [t for t in others if re.search(r'(%|!)\s*pip', t) and not t.startswith('#| eval: false')]
 
 def test_drive_is_never_mounted_unasked(cells):
-    assert not [t for k,t,_ in cells[2] if k=='code' and 'google.colab import' in t and not t.startswith('#| eval: false')]
+    mounting = [t for k,t,_ in cells[2] if k=='code' and 'google.colab import' in t]
+    assert all(t.startswith('#| eval: false') for t in mounting)
 
 def test_outputs_hold_pictures_and_no_paths(cells):
     _, _, all_ = cells
@@ -47,4 +53,5 @@ def test_outputs_hold_pictures_and_no_paths(cells):
 def test_links_lead_somewhere(cells):
     for k,t,_ in cells[2]:
         if k=='markdown':
-            for link in re.findall(r'\]\((?!https?://)([^)#]+)\)', t): assert (ROOT/'nbs/walkthroughs'/link).exists(), link
+            for link in re.findall(r'\]\((?!https?://)([^)#]+)\)', t):
+                assert (ROOT/'nbs/walkthroughs'/link).exists(), link
