@@ -27,7 +27,7 @@ setup(
     python_requires=f">={cfg['min_python']}",
     packages=find_packages(include=[lib, f'{lib}.*']),
     package_data={'': ['*.html', '*.css', '*.js'],
-                  lib: ['py.typed', 'pictures/packs/*.zip', 'bases/tiny/**', 'judging/weights/**']},
+                  lib: ['py.typed', 'pictures/packs/*.zip', 'bases/tiny/**', 'judging/weights/**', 'workshop/*.txt']},
     install_requires=shlex.split(cfg['requirements']),
     extras_require={k.removesuffix(suffix): shlex.split(v) for k,v in cfg.items() if k.endswith(suffix)},
     entry_points={'console_scripts': cfg['console_scripts'].split(), 'nbdev': [f'{lib}={lib}._modidx:d']},

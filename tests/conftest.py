@@ -3,7 +3,7 @@ import os, tempfile
 _cache = tempfile.TemporaryDirectory(prefix='styleboost-tests-')
 os.environ |= dict(HF_HUB_OFFLINE='1', STYLEBOOST_CACHE=_cache.name, TOKENIZERS_PARALLELISM='false')   # before any import that reads them
 
-import copy, shutil
+import shutil
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +12,7 @@ import pytest, torch
 from hypothesis import HealthCheck, settings
 from PIL import Image
 
-from styleboost.bases.load import load_base
-from styleboost.bases.load import blank
+from styleboost.bases.load import blank, load_base
 from styleboost.pictures.images import ImageSet, Picture, png
 from styleboost.core import StyleboostError
 from styleboost.training.recipes import no_prior, with_prior
@@ -30,11 +29,10 @@ def base():
 @pytest.fixture(scope='session')
 def lively(base):
     "The base with a disturbed U-Net and text encoder, so that pictures depend on prompts and weights whatever it has learnt."
-    parts = {k: copy.deepcopy(getattr(base, k)) for k in ('unet','text_encoder')}
-    g = torch.Generator().manual_seed(0)
-    for m in parts.values():
-        for p in m.parameters(): p.data += .1*p.data.std().nan_to_num(0)*torch.randn(p.shape, generator=g)
-    return replace(base, **parts, hash='disturbed')
+    own, g = base.own(), torch.Generator().manual_seed(0)
+    for k in ('unet','text_encoder'):
+        for p in own.modules[k].parameters(): p.data += .1*p.data.std().nan_to_num(0)*torch.randn(p.shape, generator=g)
+    return replace(own, hash='disturbed', shared=True)
 
 @pytest.fixture(scope='session')
 def base_copy():
@@ -46,7 +44,7 @@ def family_base():
     "Makes a small random base of a family, disturbed so that pictures depend on prompts; `noise` are scheduler settings."
     def make(family, seed=0, **noise):
         b, g = blank(family, seed=seed, **noise), torch.Generator().manual_seed(seed)
-        for m in b.models.values():
+        for m in (b.modules[k] for k in ('text_encoder','text_encoder_2','unet','vae') if k in b.modules):
             for p in m.parameters(): p.data += .5*p.data.std().nan_to_num(0)*torch.randn(p.shape, generator=g)
         return b
     return make
