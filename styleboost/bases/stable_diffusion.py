@@ -159,7 +159,8 @@ class StableDiffusion:
         "The diffusers pipeline of a base's parts."
         made = scheduler or base.process.scheduler()
         toks = dict(zip(('tokenizer','tokenizer_2'), base.reader.tokenizers.values()))
-        parts = dict(**base.modules, **toks, scheduler=made)
+        models = {k:m for k,m in base.modules.items() if k in self.models}     # not what a method put beside them
+        parts = dict(**models, **toks, scheduler=made)
         more = (dict(force_zeros_for_empty_prompt=base.reader.zeros, add_watermarker=False) if self.two
                 else dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False))
         with quiet(): return self.pipeline_class(**parts, **more)
