@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 from styleboost.bases.load import load_base
 from styleboost.bases.sampling import sample
 from styleboost.core import StyleboostError
-from styleboost.exporting.export import export
+from styleboost.exporting.export import export, merged
 from styleboost.methods.controlnet import edges
 from styleboost.methods.load import make_method
 from styleboost.methods.method import attached, restore, state, trained, trained_modules
@@ -196,9 +196,10 @@ def test_diffusers_reads_the_control_and_draws_what_the_run_draws(runs, tmp_path
 
 def test_a_control_is_not_folded_into_a_base(runs, tmp_path, refused):
     for to in ('diffusers','single-file'):
-        with refused('controlnet'): export(runs(), tmp_path/'out', to)
+        with refused('controlnet', f'{to} has no place', 'export it to controlnet'): export(runs(), tmp_path/'out', to)
     assert not (tmp_path/'out').exists()
     with refused('controlnet', 'merge it first'): runs().model().pipeline()
+    with refused('controlnet', 'cannot be folded'): merged(runs())
 
 def test_the_card_says_how_to_use_it(runs, tmp_path):
     file = export(runs(), tmp_path/'out', 'controlnet')

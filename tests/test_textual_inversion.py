@@ -187,14 +187,15 @@ def test_two_words_have_rows_of_their_own(ref, aux, family_folder, tmp_path, ref
 
 @pytest.mark.parametrize('family', ['sd1','sdxl'])
 @pytest.mark.parametrize('vectors', [1, 3])
-def test_an_embedding_draws_in_diffusers_what_the_run_draws(runs, tmp_path, family, vectors):
+def test_an_embedding_draws_in_diffusers_what_the_run_draws(runs, tmp_path, monkeypatch, family, vectors):
     run = runs(family, vectors)
     file = export(run, tmp_path/'out', 'embedding', pictures=False)
     pipe = load_base(run.recipe['base']).pipeline()
     assert not same(drawn(pipe), ours(run))
-    line = re.search(r'```python\n(.*?)```', (file.parent/'README.md').read_text(), re.S)[1]
-    load = [l for l in line.splitlines() if 'load_textual_inversion' in l]
-    exec('\n'.join(l.replace(f'"{tmp_path.name}/', '"').replace('"out/', f'"{file.parent}/') for l in load), dict(pipe=pipe))
+    code = re.search(r'```python\n(.*?)```', (file.parent/'README.md').read_text(), re.S)[1].splitlines()
+    first, last = (next(i for i,l in enumerate(code) if w in l) for w in ('from_pretrained', 'pipe.scheduler'))
+    monkeypatch.chdir(tmp_path)
+    exec('\n'.join(code[first+1:last]), dict(pipe=pipe))
     assert same(drawn(pipe), ours(run))
 
 def test_the_lines_on_the_card_draw_what_the_run_draws(runs, tmp_path, monkeypatch):
@@ -214,6 +215,10 @@ def test_a_folder_draws_what_the_run_draws_when_asked_with_the_spelled_words(run
     pipe = diffusers.DiffusionPipeline.from_pretrained(folder, local_files_only=True)
     assert same(drawn(pipe, spelled), ours(run)) and same(ours(load_base(folder), spelled), ours(run))
     assert f'`{run.method.spell(run.phrase("…"))}`' in (folder/'README.md').read_text()
+
+def test_a_single_file_has_no_place_for_a_word(runs, tmp_path, refused):
+    with refused('textual_inversion', 'single-file has no place', 'diffusers or embedding'): export(runs('sd1'), tmp_path/'out', 'single-file')
+    assert not (tmp_path/'out').exists()
 
 def test_a_table_with_new_rows_reads_old_words_as_before():
     table = torch.nn.Embedding(5, 4)

@@ -28,7 +28,8 @@ def opening(run, model, to, file)->str:
     where = base_line(run.recipe['base'])
     if to=='single-file': return f'{where}\npipe = {kind}.from_single_file("{file}", config=base{plain})'
     load = 'single_file' if run.recipe['base'].endswith('.safetensors') else 'pretrained'
-    line = own.python.format(file=file, folder=Path(file).parent, word=run.method.words[0])
+    line = own.python(model) if callable(own.python) else own.python
+    line = line.format(file=file, folder=Path(file).parent, word=run.method.words[0])
     return f'{where}\npipe = {kind}.from_{load}(base{plain})\n{line}'
 
 def snippet(

@@ -68,6 +68,7 @@ class TextualInversion(Method):
     init:str='style'     # the word that they begin as
     name = 'textual_inversion'
     wraps = True
+    no_place = ('single-file',)   # which has no tokenizer in it
     def __post_init__(self):
         if not (isinstance(self.vectors, int) and 1<=self.vectors<=16):
             raise StyleboostError(f'The vectors of {self.name} are {self.vectors!r}; give a whole number from 1 to 16.')
@@ -99,7 +100,13 @@ def embedding_tensors(method, base)->tuple:
     names = ('emb_params',) if len(rows)==1 else ('clip_l','clip_g')
     return dict(zip(names, rows)), dict(format='pt', word=method.words[0])
 
-TextualInversion.layouts = dict(embedding=Layout(embedding_tensors, 'learned_embeds.safetensors',
-    'pipe.load_textual_inversion("{file}", token="{word}")',
+def _python(base):
+    "diffusers reads the file of one encoder by itself, and takes SDXL's rows encoder by encoder."
+    if len(base.reader.encoders)==1: return 'pipe.load_textual_inversion("{file}", token="{word}")'
+    one = 'pipe.load_textual_inversion(rows["%s"], token="{word}", text_encoder=pipe.%s, tokenizer=pipe.%s)'
+    return '\n'.join(['from safetensors.torch import load_file', 'rows = load_file("{file}")',
+        one%('clip_l','text_encoder','tokenizer'), one%('clip_g','text_encoder_2','tokenizer_2')])
+
+TextualInversion.layouts = dict(embedding=Layout(embedding_tensors, 'learned_embeds.safetensors', _python,
     'In ComfyUI put `{name}` into `models/embeddings` and write `embedding:{stem}`; in AUTOMATIC1111 put it into `embeddings` '
     'and write `{stem}`.', ('textual_inversion',)))
