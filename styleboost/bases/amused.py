@@ -7,7 +7,7 @@ __all__ = ['PIPELINES', 'AMUSED', 'upstream', 'have_amused', 'Tokens', 'PooledCl
            'bones_of', 'blank_amused']
 
 # %% ../../nbs/bases/05_amused.ipynb #8c68ddae
-import hashlib
+import copy, hashlib
 from dataclasses import dataclass, replace
 
 import torch
@@ -98,6 +98,10 @@ class Amused:
     name:str = 'amused'
     title:str = 'aMUSEd'
     layouts = {'diffusers':None}
+    python = dict(lora='from diffusers.loaders import AmusedLoraLoaderMixin as loader   # the pipeline has no line of its own\n'
+        'state, alphas, about = loader.lora_state_dict("{file}", return_lora_metadata=True)\n'
+        'loader.load_lora_into_transformer(state, alphas, pipe.transformer, metadata=about)\n'
+        'loader.load_lora_into_text_encoder(state, alphas, pipe.text_encoder, "text_encoder", metadata=about)')
     def defaults(self, base, batch=None):
         "Fields of a recipe that it leaves open: those of diffusers' example, or those of a toy."
         if sum(p.numel() for p in base.net.parameters())<100e6: return dict(resolution=base.resolution, batch=8, steps=200, lr=2e-4)
@@ -113,7 +117,7 @@ class Amused:
     def bones(self, base)->Base:
         "The same architecture on the current default device, without weights."
         made = {k: type(m)(m.config) if k=='text_encoder' else type(m).from_config(m.config) for k,m in base.modules.items()}
-        parts = dict(made, tokenizer=base.reader.tokenizer, scheduler=base.process.schedule)
+        parts = dict(made, tokenizer=copy.deepcopy(base.reader.tokenizer), scheduler=base.process.schedule)
         return replace(self.base(base.name, base.hash, parts, base.folder), process=base.process)
 
 AMUSED = Amused()

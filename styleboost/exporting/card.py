@@ -28,7 +28,7 @@ def opening(run, model, to, file)->str:
     where = base_line(run.recipe['base'])
     if to=='single-file': return f'{where}\npipe = {kind}.from_single_file("{file}", config=base{plain})'
     load = 'single_file' if run.recipe['base'].endswith('.safetensors') else 'pretrained'
-    line = own.python(model) if callable(own.python) else own.python
+    line = getattr(model.family, 'python', {}).get(to, own.python)
     line = line.format(file=file, folder=Path(file).parent, word=run.method.words[0])
     return f'{where}\npipe = {kind}.from_{load}(base{plain})\n{line}'
 
@@ -82,7 +82,8 @@ LICENCE = ('## Licence and consent\n\nThis model is made of its base and of the 
 def _front(run, to, kind):
     "The hub's front matter."
     base, own = run.recipe['base'], run.method.layouts.get(to)
-    tags = ['text-to-image', 'styleboost', 'stable-diffusion-xl' if 'XL' in kind else 'stable-diffusion', *(own.tags if own else ())]
+    kind_tag = 'stable-diffusion-xl' if 'XL' in kind else 'stable-diffusion' if 'Stable' in kind else 'amused'
+    tags = ['text-to-image', 'styleboost', kind_tag, *(own.tags if own else ())]
     front = dict(library_name='diffusers', pipeline_tag='text-to-image', instance_prompt=run.phrase(), tags=tags)
     if is_hub(base): front['base_model'] = base
     return '---\n'+''.join(f'{k}: {json.dumps(v)}\n' for k,v in front.items())+'---\n'

@@ -46,7 +46,7 @@ class Layout:
     "A file for other programs."
     tensors:Callable        # (method, base with what was learnt) -> tensors, metadata
     file:str=''             # its name in a folder; the folder's own name unless given
-    python:str|Callable=''  # the lines that give it to diffusers' `pipe`, or a function of the model that says them;
+    python:str=''           # the lines that give it to diffusers' `pipe`, where the family has none of its own;
                             # {file}, {folder} and {word} are filled in
     place:str=''            # a sentence on ComfyUI and AUTOMATIC1111
     tags:tuple=()           # for the hub

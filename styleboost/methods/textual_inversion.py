@@ -100,13 +100,7 @@ def embedding_tensors(method, base)->tuple:
     names = ('emb_params',) if len(rows)==1 else ('clip_l','clip_g')
     return dict(zip(names, rows)), dict(format='pt', word=method.words[0])
 
-def _python(base):
-    "diffusers reads the file of one encoder by itself, and takes SDXL's rows encoder by encoder."
-    if len(base.reader.encoders)==1: return 'pipe.load_textual_inversion("{file}", token="{word}")'
-    one = 'pipe.load_textual_inversion(rows["%s"], token="{word}", text_encoder=pipe.%s, tokenizer=pipe.%s)'
-    return '\n'.join(['from safetensors.torch import load_file', 'rows = load_file("{file}")',
-        one%('clip_l','text_encoder','tokenizer'), one%('clip_g','text_encoder_2','tokenizer_2')])
-
-TextualInversion.layouts = dict(embedding=Layout(embedding_tensors, 'learned_embeds.safetensors', _python,
+TextualInversion.layouts = dict(embedding=Layout(embedding_tensors, 'learned_embeds.safetensors',
+    'pipe.load_textual_inversion("{file}", token="{word}")',
     'In ComfyUI put `{name}` into `models/embeddings` and write `embedding:{stem}`; in AUTOMATIC1111 put it into `embeddings` '
     'and write `{stem}`.', ('textual_inversion',)))
