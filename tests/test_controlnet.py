@@ -1,5 +1,4 @@
 "A ControlNet: the base stays, edges are cached beside the latents, pictures follow them, and diffusers reads what was learnt."
-import shutil
 from dataclasses import replace
 
 import diffusers, numpy as np, pytest, torch

@@ -115,14 +115,19 @@ def bytes_before(base, recipe)->int:
 # %% ../../nbs/training/08_plan.ipynb #7e1a1b64
 class _Shapes:
     "Batches without contents."
-    def __init__(self, base, recipe, processes): self.base, self.recipe, self.processes = base, recipe, processes
+    def __init__(self, base, recipe, processes):
+        self.base, self.recipe, self.n = base, recipe, recipe.batch//(recipe.accumulate*processes)
+        self.texts = [t for b in recipe.bindings for t in self.apart(b)]
+    def apart(self, binding):
+        "Texts of a binding, as different as they can be: a reader that trains keeps each one's activations."
+        own = list(dict.fromkeys(map(self.recipe.method.spell, binding.prompts())))
+        return [own[i%len(own)] for i in range(self.n)]
     def __call__(self, step, part, parts):
-        n, r = self.recipe.batch//(parts*self.processes), self.recipe.resolution
-        sizes = [n]*len(self.recipe.bindings)
+        r, sizes = self.recipe.resolution, [self.n]*len(self.recipe.bindings)
         xs = [self.base.process.start(self.base.codec.shape((r,r)), None) for _ in range(sum(sizes))]
         xt, t, y = self.base.process.corrupt(xs, None)
         told = Condition(frame=torch.zeros(1,6), **self.recipe.method.see(torch.empty(1,3,r,r)))
-        return Batch(xt, t, y, ['']*len(xs), sizes, [told]*len(xs))
+        return Batch(xt, t, y, self.texts, sizes, [told]*len(xs))
 
 class _Moments:
     "A stepper that holds moments and steps nothing."
@@ -173,8 +178,10 @@ def bytes_of_step(
         with live, norms_in_float(on_gpu):
             buckets = [torch.empty(p.shape) for p in params] if processes>1 else []
             stepper.watch(params)
-            if not set(base.reader.parts)&set(trained_modules(base)): base = replace(base, reader=Remembered(base.reader, ['']))
-            trainer = Trainer(base, recipe, _Shapes(base, recipe, processes), stepper, _Cast(Objective(base), cast))
+            batches = _Shapes(base, recipe, processes)
+            if not set(base.reader.parts)&set(trained_modules(base)):
+                base = replace(base, reader=Remembered(base.reader, batches.texts))
+            trainer = Trainer(base, recipe, batches, stepper, _Cast(Objective(base), cast))
             trainer.losses(0)
         del buckets
     return live.peak, weights, moments
