@@ -5,9 +5,8 @@ from types import SimpleNamespace
 
 import pandas as pd, pytest, torch
 
-from styleboost.studies import cells, study as rooms
-from styleboost.widgets.compare import arms
-from styleboost.studies.results import images
+from styleboost.studies import arms, cells, study as rooms
+from styleboost.pictures import images
 from styleboost.studies.style import Style, own_style
 from styleboost.studies.comparison import in_words, paired, ranked, t_interval
 from styleboost.judging.encoders import load_encoder
