@@ -7,7 +7,7 @@ __all__ = ['PIPELINES', 'AMUSED', 'upstream', 'have_amused', 'Tokens', 'PooledCl
            'bones_of', 'blank_amused']
 
 # %% ../../nbs/bases/05_amused.ipynb #8c68ddae
-import hashlib
+import copy, hashlib
 from dataclasses import dataclass, replace
 
 import torch
@@ -117,7 +117,7 @@ class Amused:
     def bones(self, base)->Base:
         "The same architecture on the current default device, without weights."
         made = {k: type(m)(m.config) if k=='text_encoder' else type(m).from_config(m.config) for k,m in base.modules.items()}
-        parts = dict(made, tokenizer=base.reader.tokenizer, scheduler=base.process.schedule)
+        parts = dict(made, tokenizer=copy.deepcopy(base.reader.tokenizer), scheduler=base.process.schedule)
         return replace(self.base(base.name, base.hash, parts, base.folder), process=base.process)
 
 AMUSED = Amused()

@@ -8,7 +8,7 @@ __all__ = ['SD1', 'SD2', 'SDXL', 'STABLE', 'PIPELINES', 'CONFIGS', 'Latents', 'C
            'bones_of']
 
 # %% ../../nbs/bases/04_stable_diffusion.ipynb #06811edc
-import hashlib, json
+import copy, hashlib, json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -159,7 +159,8 @@ class StableDiffusion:
         "The diffusers pipeline of a base's parts."
         made = scheduler or base.process.scheduler()
         toks = dict(zip(('tokenizer','tokenizer_2'), base.reader.tokenizers.values()))
-        parts = dict(**base.modules, **toks, scheduler=made)
+        models = {k:m for k,m in base.modules.items() if k in self.models}     # not what a method put beside them
+        parts = dict(**models, **toks, scheduler=made)
         more = (dict(force_zeros_for_empty_prompt=base.reader.zeros, add_watermarker=False) if self.two
                 else dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False))
         with quiet(): return self.pipeline_class(**parts, **more)
@@ -174,10 +175,18 @@ class StableDiffusion:
         process = Gaussian(DDPMScheduler.from_config(sched.config), type(sched).__name__, name=name)
         return Base(name, digest, codec, Clip(encoders, tokenizers, zeros), net, process, self,
                     unet.config.sample_size*codec.downscale, folder)
+    @property
+    def python(self):
+        "Lines that load a file of a method where the usual ones do not: diffusers takes SDXL's rows encoder by encoder."
+        if not self.two: return {}
+        one = 'pipe.load_textual_inversion(rows["%s"], token="{word}", text_encoder=pipe.%s, tokenizer=pipe.%s)'
+        lines = ['from safetensors.torch import load_file', 'rows = load_file("{file}")',
+            one%('clip_l','text_encoder','tokenizer'), one%('clip_g','text_encoder_2','tokenizer_2')]
+        return dict(embedding='\n'.join(lines))
     def bones(self, base)->Base:
         "The same architecture on the current default device, without weights."
         made = {k: type(m)(m.config) if 'text' in k else type(m).from_config(m.config) for k,m in base.modules.items()}
-        toks = dict(zip(('tokenizer','tokenizer_2'), base.reader.tokenizers.values()))
+        toks = dict(zip(('tokenizer','tokenizer_2'), copy.deepcopy([*base.reader.tokenizers.values()])))
         parts = dict(made, **toks, scheduler=base.process.schedule)
         again = self.base(base.name, base.hash, parts, base.folder, base.reader.zeros)
         return replace(again, process=base.process)

@@ -54,6 +54,7 @@ class ControlNet(Method):
     "A ControlNet that follows edges (Zhang et al. 2023, eq. 2)."
     name = 'controlnet'
     wraps = True
+    no_place = ('diffusers','single-file')
     def attach(self, base, seed=0):
         from diffusers import ControlNetModel, UNet2DConditionModel
         unet = base.net.parts.get('unet')
