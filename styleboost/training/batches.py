@@ -129,7 +129,26 @@ class Waiting:
         "Encodes whatever still waits."
         for size in [*self.rows]: self.encode(size)
 
-# %% ../../nbs/training/02_batches.ipynb #dc9d0ffd
+# %% ../../nbs/training/02_batches.ipynb #f1c2447c
+def _shown(im, size, view):
+    "A picture as a view shows it."
+    cut = fit(im, size, view.where, view.flip)
+    return view.change(cut) if view.change else cut
+
+def _keeper(kept, k, view, file):
+    "What is done with a view's tensors when they are there."
+    def done(tensors):
+        if file: save_tensors(file, tensors)
+        kept[k] = opened_view(tensors, view)
+    return done
+
+def _name_small(binding, small):
+    "Says which pictures are enlarged."
+    names = ', '.join(small[:5])+(' …' if len(small)>5 else '')
+    if small: note(f'{binding.images.name}: {len(small)} pictures are smaller than they are trained at and are '
+                   f'enlarged, which blurs them: {names}')
+
+# %% ../../nbs/training/02_batches.ipynb #9c747daa
 def keep_views(
     base:Base,
     binding:Binding,       # with pictures, not an order for them
@@ -157,24 +176,6 @@ def keep_views(
     waiting.rest()
     _name_small(binding, small)
     return out
-
-def _shown(im, size, view):
-    "A picture as a view shows it."
-    cut = fit(im, size, view.where, view.flip)
-    return view.change(cut) if view.change else cut
-
-def _keeper(kept, k, view, file):
-    "What is done with a view's tensors when they are there."
-    def done(tensors):
-        if file: save_tensors(file, tensors)
-        kept[k] = opened_view(tensors, view)
-    return done
-
-def _name_small(binding, small):
-    "Says which pictures are enlarged."
-    names = ', '.join(small[:5])+(' …' if len(small)>5 else '')
-    if small: note(f'{binding.images.name}: {len(small)} pictures are smaller than they are trained at and are '
-                   f'enlarged, which blurs them: {names}')
 
 # %% ../../nbs/training/02_batches.ipynb #e872ca12
 def generator(*key):
