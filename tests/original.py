@@ -46,13 +46,14 @@ def original(
     base,  # a `Base`
 )->dict:
     "The tensors of a base under their original names."
-    ups = base.unet.up_blocks
-    out = {'model.diffusion_model.'+_unet(k, lambda i: hasattr(ups[i], 'attentions')):v for k,v in base.unet.state_dict().items()}
-    for k,v in base.vae.state_dict().items():
+    unet, vae, (text, *second) = base.modules['unet'], base.modules['vae'], base.reader.encoders.values()
+    ups = unet.up_blocks
+    out = {'model.diffusion_model.'+_unet(k, lambda i: hasattr(ups[i], 'attentions')):v for k,v in unet.state_dict().items()}
+    for k,v in vae.state_dict().items():
         n = _vae(k)
         out['first_stage_model.'+n] = v[:,:,None,None] if 'attn_1' in n and v.ndim==2 else v
-    clip = {k.removeprefix('text_model.'):v for k,v in base.text_encoder.state_dict().items()}
-    where = dict(sd1='cond_stage_model.transformer.text_model.', sd2='cond_stage_model.model.', sdxl='conditioner.embedders.0.transformer.text_model.')[base.family]
-    out |= {where+k:v for k,v in (_open_clip(clip) if base.family=='sd2' else clip).items()}
-    if base.text_encoder_2 is not None: out |= {'conditioner.embedders.1.model.'+k:v for k,v in _open_clip(base.text_encoder_2.state_dict()).items()}
+    clip = {k.removeprefix('text_model.'):v for k,v in text.state_dict().items()}
+    where = dict(sd1='cond_stage_model.transformer.text_model.', sd2='cond_stage_model.model.', sdxl='conditioner.embedders.0.transformer.text_model.')[base.family.name]
+    out |= {where+k:v for k,v in (_open_clip(clip) if base.family.name=='sd2' else clip).items()}
+    for m in second: out |= {'conditioner.embedders.1.model.'+k:v for k,v in _open_clip(m.state_dict()).items()}
     return {k:v.contiguous().clone() for k,v in out.items()}

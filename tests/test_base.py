@@ -1,5 +1,6 @@
 "Bases of all three families, through the real loaders: folders, single files, the hub, and what none of them may be."
 import json, types
+from dataclasses import replace
 from pathlib import Path
 
 import diffusers, pytest, torch
@@ -7,15 +8,14 @@ from huggingface_hub import constants, errors
 from safetensors.torch import load_file, save_file
 
 from original import original
-from styleboost.bases import files as sources
-from styleboost.bases.base import complete, suggestions
+from styleboost.bases import files as sources, stable_diffusion
 from styleboost.bases.base import Condition
-from styleboost.bases.load import load_base
-from styleboost.bases.load import blank
-from styleboost.bases.load import FAMILIES
 from styleboost.bases.files import TINY, hub_files, weights_hash
+from styleboost.bases.load import FAMILIES, blank, load_base
+from styleboost.bases.stable_diffusion import STABLE
+from styleboost.training.recipes import settled
 
-EACH = pytest.mark.parametrize('family', FAMILIES)
+EACH = pytest.mark.parametrize('family', STABLE)
 PROMPTS = ['a woman', 'a dog on a hill', 'a woman']
 
 def edit(file, **changes):
@@ -28,62 +28,62 @@ def same(a, b): return all(torch.equal(x, y) for x,y in zip(a.state_dict().value
 @EACH
 def test_a_base_comes_back_from_its_folder(family, family_base, family_folder):
     made, b = family_base(family), load_base(family_folder(family))
-    assert b.family==family and b.sampler==made.sampler and b.force_zeros==(family=='sdxl') and b.resolution==64
-    assert b.noise.config.prediction_type==('v_prediction' if family=='sd2' else 'epsilon')
-    assert list(b.models)==list(made.models) and all(same(b.models[k], made.models[k]) for k in made.models)
-    assert not any(p.requires_grad or m.training for m in b.models.values() for p in m.parameters())
+    assert b.family.name==family and b.process.default==made.process.default and b.reader.zeros==(family=='sdxl') and b.resolution==64
+    assert b.process.schedule.config.prediction_type==('v_prediction' if family=='sd2' else 'epsilon')
+    assert list(b.modules)==list(made.modules) and all(same(b.modules[k], made.modules[k]) for k in made.modules)
+    assert not any(p.requires_grad or m.training for m in b.modules.values() for p in m.parameters())
 
 @EACH
 def test_conditions_are_those_of_the_pipeline(family, family_folder):
     b = load_base(family_folder(family))
     pipe = (diffusers.StableDiffusionXLPipeline if family=='sdxl' else diffusers.StableDiffusionPipeline).from_pretrained(family_folder(family))
-    theirs, ours = pipe.encode_prompt(PROMPTS, device='cpu', num_images_per_prompt=1, do_classifier_free_guidance=False), b.condition(PROMPTS)
-    assert torch.equal(theirs[0], ours.hidden)
-    assert torch.equal(theirs[2], ours.pooled) if family=='sdxl' else ours.pooled is None
+    theirs, ours = pipe.encode_prompt(PROMPTS, device='cpu', num_images_per_prompt=1, do_classifier_free_guidance=False), b.reader(PROMPTS)
+    assert torch.equal(theirs[0], ours['hidden'])
+    assert torch.equal(theirs[2], ours['pooled']) if family=='sdxl' else 'pooled' not in ours
 
 @EACH
 def test_text_encoders_that_train_get_their_gradient(family, family_base):
     b = family_base(family)
-    for m in b.encoders.values(): m.requires_grad_(True)
-    c = b.condition(PROMPTS, 'longest')
-    b.predict(torch.randn(3,4,8,8), torch.tensor([1,500,999]), c).sum().backward()
-    assert all(m.get_input_embeddings().weight.grad.abs().sum()>0 for m in b.encoders.values())
+    for m in b.reader.encoders.values(): m.requires_grad_(True)
+    c = replace(b.reader, pad='longest')(PROMPTS)
+    b.net(torch.randn(3,4,8,8), torch.tensor([1,500,999]), c).sum().backward()
+    assert all(m.get_input_embeddings().weight.grad.abs().sum()>0 for m in b.reader.encoders.values())
 
 @EACH
 def test_each_distinct_prompt_is_encoded_once(family, family_base):
     b, seen = family_base(family), []
-    for m in b.encoders.values(): m.register_forward_pre_hook(lambda m, args: seen.append(len(args[0])))
-    assert len(b.condition(PROMPTS))==3 and seen==[2]*len(b.encoders)
+    for m in b.reader.encoders.values(): m.register_forward_pre_hook(lambda m, args: seen.append(len(args[0])))
+    assert b.reader(PROMPTS).rows==3 and seen==[2]*len(b.reader.encoders)
 
 @pytest.mark.parametrize('pooled', [True, False])
 def test_a_condition_is_indexed_moved_and_joined_like_a_tensor(pooled):
-    c = Condition(torch.randn(4,3,2), torch.randn(4,5) if pooled else None)
+    c = Condition(hidden=torch.randn(4,3,2), **(dict(pooled=torch.randn(4,5)) if pooled else {}))
     for i in ([2,0], slice(1,3), torch.tensor([3,3]), torch.tensor([True,False,True,False])):
-        assert torch.equal(c[i].hidden, c.hidden[i]) and (torch.equal(c[i].pooled, c.pooled[i]) if pooled else c[i].pooled is None)
+        assert c[i].keys()==c.keys() and all(torch.equal(c[i][k], v[i]) for k,v in c.items())
     both = Condition.cat([c[:1], c[1:]])
-    assert torch.equal(both.hidden, c.hidden) and (both.pooled is None or torch.equal(both.pooled, c.pooled)) and len(both)==4
-    assert c.to(torch.float16).hidden.dtype==torch.float16 and (not pooled or c.to(torch.float16).pooled.dtype==torch.float16)
+    assert both.keys()==c.keys() and all(torch.equal(both[k], v) for k,v in c.items()) and both.rows==4
+    assert {v.dtype for v in c.to(torch.float16).values()}=={torch.float16}
 
 @EACH
 def test_the_autoencoder_stays_in_single_precision(family, family_folder):
     b = load_base(family_folder(family), dtype=torch.bfloat16)
-    assert b.vae.dtype==torch.float32 and {m.dtype for k,m in b.models.items() if k!='vae'}=={torch.bfloat16}
-    mean, std = b.moments(torch.rand(1,3,64,64, dtype=torch.bfloat16))
-    assert mean.dtype==std.dtype==b.decode(mean.bfloat16()).dtype==torch.float32
+    assert b.codec.vae.dtype==torch.float32 and {m.dtype for k,m in b.modules.items() if k!='vae'}=={torch.bfloat16}
+    mean, std = b.codec.keep(torch.rand(1,3,64,64, dtype=torch.bfloat16)).chunk(2, 1)
+    assert mean.dtype==std.dtype==b.codec.decode(mean.bfloat16()).dtype==torch.float32
 
 @EACH
 def test_latents_are_scaled_as_the_family_does(family, family_base):
     b, x = family_base(family), torch.rand(1,3,64,64)*2-1
-    mean, std = b.moments(x)
-    q, k = b.vae.encode(x).latent_dist, .13025 if family=='sdxl' else .18215
+    mean, std = b.codec.keep(x).chunk(2, 1)
+    q, k = b.codec.vae.encode(x).latent_dist, .13025 if family=='sdxl' else .18215
     assert torch.allclose(mean, q.mean*k) and torch.allclose(std, q.std*k)
-    assert torch.allclose(b.decode(mean), b.vae.decode(mean/k).sample.clamp(-1,1))
+    assert torch.allclose(b.codec.decode(mean), b.codec.vae.decode(mean/k).sample.clamp(-1,1))
 
 def test_frames_reach_the_unet_one_a_picture(family_base):
     b, seen = family_base('sdxl'), []
-    b.unet.register_forward_pre_hook(lambda m, a, kw: seen.append(kw['added_cond_kwargs']['time_ids'].tolist()), with_kwargs=True)
-    c, z, t = b.condition(['a','b']), torch.randn(2,4,8,16), torch.tensor([1,2])
-    for frame in (None, (512,768,0,32,64,128), torch.arange(12).reshape(2,6)): b.predict(z, t, c, frame)
+    b.modules['unet'].register_forward_pre_hook(lambda m, a, kw: seen.append(kw['added_cond_kwargs']['time_ids'].tolist()), with_kwargs=True)
+    c, z, t = b.reader(['a','b']), torch.randn(2,4,8,16), torch.tensor([1,2])
+    for frame in (None, (512,768,0,32,64,128), torch.arange(12).reshape(2,6)): b.net(z, t, c if frame is None else c|Condition(frame=torch.as_tensor(frame)))
     assert seen==[[[64,128,0,0,64,128]]*2, [[512,768,0,32,64,128]]*2, [[0,1,2,3,4,5],[6,7,8,9,10,11]]]
 
 @EACH
@@ -91,11 +91,11 @@ def test_a_pipeline_can_be_saved_and_comes_back(family, family_folder, tmp_path)
     b = load_base(family_folder(family))
     b.pipeline().save_pretrained(tmp_path)
     again = load_base(tmp_path)
-    assert all(same(again.models[k], m) for k,m in b.models.items()) and again.sampler==b.sampler and dict(again.noise.config)==dict(b.noise.config)
+    assert all(same(again.modules[k], m) for k,m in b.modules.items()) and again.process.default==b.process.default and dict(again.process.schedule.config)==dict(b.process.schedule.config)
 
 # --- folders
 
-def test_the_embedded_base_is_of_the_first_family(base): assert base.family=='sd1' and list(base.encoders)==['text_encoder'] and not base.force_zeros
+def test_the_embedded_base_is_of_the_first_family(base): assert base.family.name=='sd1' and list(base.reader.encoders)==['text_encoder'] and not base.reader.zeros
 
 @EACH
 def test_the_hash_sees_every_part(family, own_folder):
@@ -118,12 +118,12 @@ def test_a_variant_that_is_all_there_is_is_read_and_said(family, own_folder, fam
     folder = own_folder(family); as_variant(folder)
     b = load_base(folder)
     assert len(said())==1 and 'fp16' in said()[0] and 'unet' in said()[0]
-    assert torch.equal(b.unet.conv_in.weight, load_base(family_folder(family)).unet.conv_in.weight.half().float()) and b.unet.dtype==torch.float32
+    assert torch.equal(b.modules['unet'].conv_in.weight, load_base(family_folder(family)).modules['unet'].conv_in.weight.half().float()) and b.modules['unet'].dtype==torch.float32
 
 def test_a_variant_is_read_where_it_is_asked_for(own_folder, said):
     folder = own_folder('sd1'); as_variant(folder, keep=True)
     plain, half = load_base(folder), load_base(folder, variant='fp16')
-    assert plain.hash!=half.hash and not torch.equal(plain.unet.conv_in.weight, half.unet.conv_in.weight) and said()==[]
+    assert plain.hash!=half.hash and not torch.equal(plain.modules['unet'].conv_in.weight, half.modules['unet'].conv_in.weight) and said()==[]
 
 def test_a_part_without_the_variant_is_said(own_folder, said):
     folder = own_folder('sd1'); as_variant(folder, keep=True, parts=('unet',))
@@ -136,20 +136,20 @@ def test_a_variant_that_is_not_there_is_refused(family_folder, refused):
 def test_weights_in_several_files_are_read(family_base, family_folder, tmp_path):
     family_base('sd1').pipeline().save_pretrained(tmp_path, max_shard_size='2MB')
     assert len(list((tmp_path/'unet').glob('*.safetensors')))>1
-    assert same(load_base(tmp_path).unet, load_base(family_folder('sd1')).unet)
+    assert same(load_base(tmp_path).modules['unet'], load_base(family_folder('sd1')).modules['unet'])
 
 @pytest.fixture
 def pickled(family_base, tmp_path):
     family_base('sd1').pipeline().save_pretrained(tmp_path/'bins', safe_serialization=False)
     b = family_base('sd1')
-    torch.save(b.text_encoder.state_dict(), tmp_path/'bins'/'text_encoder'/'pytorch_model.bin')   # transformers no longer writes pickles
+    torch.save(b.modules['text_encoder'].state_dict(), tmp_path/'bins'/'text_encoder'/'pytorch_model.bin')   # transformers no longer writes pickles
     for f in (tmp_path/'bins'/'text_encoder').glob('*.safetensors'): f.unlink()
     return tmp_path/'bins'
 
 def test_pickles_are_refused_unless_allowed(pickled, family_base, refused):
     with refused('text_encoder', '.safetensors', 'allow_pickle'): load_base(pickled)
     b, made = load_base(pickled, allow_pickle=True), family_base('sd1')
-    assert all(same(b.models[k], made.models[k]) for k in made.models) and len(b.hash)==16
+    assert all(same(b.modules[k], made.modules[k]) for k in made.modules) and len(b.hash)==16
 
 class Bomb:
     def __reduce__(self): return Path.touch, (Path(Bomb.mark),)
@@ -226,7 +226,7 @@ def test_old_scheduler_settings_are_mended_as_diffusers_does_and_said(own_folder
     b, pipe = load_base(folder), diffusers.StableDiffusionPipeline.from_pretrained(folder)
     assert len(said())==1 and 'steps_offset 0 as 1' in said()[0]
     for kind in (diffusers.DDIMScheduler, diffusers.DPMSolverMultistepScheduler, diffusers.PNDMScheduler):
-        ours, theirs = (dict(kind.from_config(c).config) for c in (b.noise.config, pipe.scheduler.config))
+        ours, theirs = (dict(kind.from_config(c).config) for c in (b.process.schedule.config, pipe.scheduler.config))
         assert {k:v for k,v in ours.items() if k!='_use_default_values'}=={k:v for k,v in theirs.items() if k!='_use_default_values'}
 
 def test_an_old_sample_size_is_mended_and_said(own_folder, said):
@@ -237,12 +237,12 @@ def test_an_old_sample_size_is_mended_and_said(own_folder, said):
 def test_text_encoders_are_read_with_and_without_their_old_prefix(prefix, own_folder, family_base, said):
     folder = own_folder('sd1'); f = folder/'text_encoder'/'model.safetensors'
     save_file({prefix+k.removeprefix('text_model.'):v for k,v in load_file(f).items()}, f, metadata=dict(format='pt'))
-    assert same(load_base(folder).text_encoder, family_base('sd1').text_encoder) and said()==[]
+    assert same(load_base(folder).modules['text_encoder'], family_base('sd1').modules['text_encoder']) and said()==[]
 
 def test_what_old_text_encoders_carry_besides_is_left_alone(own_folder, family_base, said):
     folder = own_folder('sd1'); f = folder/'text_encoder'/'model.safetensors'
     save_file({**load_file(f), 'text_model.embeddings.position_ids':torch.arange(40)[None]}, f, metadata=dict(format='pt'))
-    assert same(load_base(folder).text_encoder, family_base('sd1').text_encoder)
+    assert same(load_base(folder).modules['text_encoder'], family_base('sd1').modules['text_encoder'])
 
 def test_an_autoencoder_with_its_attention_under_old_names_is_read(own_folder, family_base):
     folder = own_folder('sd1'); f, old = folder/'vae'/'diffusion_pytorch_model.safetensors', dict(to_q='query', to_k='key', to_v='value')
@@ -252,7 +252,7 @@ def test_an_autoencoder_with_its_attention_under_old_names_is_read(own_folder, f
     w = load_file(f)
     assert sum(rename(k)!=k for k in w)==16
     save_file({rename(k):v for k,v in w.items()}, f, metadata=dict(format='pt'))
-    assert same(load_base(folder).vae, family_base('sd1').vae)
+    assert same(load_base(folder).modules['vae'], family_base('sd1').modules['vae'])
 
 def test_an_old_tokenizer_is_read(own_folder, base):
     folder = own_folder('sd1'); t = folder/'tokenizer'
@@ -260,16 +260,16 @@ def test_an_old_tokenizer_is_read(own_folder, base):
     (t/'tokenizer.json').unlink()
     (t/'vocab.json').write_text(json.dumps(model['vocab'])); (t/'merges.txt').write_text('#version: 0.2\n'+'\n'.join(' '.join(m) for m in model['merges'])+'\n')
     b = load_base(folder)
-    assert torch.equal(b.tokens(['a photo of zwx style, woman farmer']), base.tokens(['a photo of zwx style, woman farmer']))
+    assert torch.equal(b.reader.tokens(['a photo of zwx style, woman farmer'], 'text_encoder'), base.reader.tokens(['a photo of zwx style, woman farmer'], 'text_encoder'))
 
 def test_a_tokenizer_that_does_not_know_how_much_is_read_is_told(own_folder):
     folder = own_folder('sdxl')
     for t in ('tokenizer','tokenizer_2'): edit(folder/t/'tokenizer_config.json', model_max_length='gone')
-    assert load_base(folder).condition(['a '*200]).hidden.shape[1]==40
+    assert load_base(folder).reader(['a '*200])['hidden'].shape[1]==40
 
 def test_safety_checkers_are_left_alone(own_folder):
     folder = own_folder('sd1'); edit(folder/'model_index.json', safety_checker=['stable_diffusion','StableDiffusionSafetyChecker'], feature_extractor=['transformers','CLIPImageProcessor'], requires_safety_checker=True)
-    assert load_base(folder).family=='sd1'
+    assert load_base(folder).family.name=='sd1'
 
 # --- single files
 
@@ -284,14 +284,14 @@ def single(family_base, tmp_path):
 @EACH
 def test_a_single_file_holds_the_same_base(family, single, family_base, family_folder, said):
     made, b = family_base(family, seed=5), load_base(single(family), config=family_folder(family))
-    assert b.family==family and all(same(b.models[k], m) for k,m in made.models.items())
-    assert dict(b.noise.config)==dict(load_base(family_folder(family)).noise.config) and b.sampler==made.sampler and b.force_zeros==made.force_zeros
-    assert len(said())==1 and FAMILIES[family] in said()[0] and b.noise.config.prediction_type in said()[0]
-    assert torch.equal(b.condition(PROMPTS).hidden, made.condition(PROMPTS).hidden)
+    assert b.family.name==family and all(same(b.modules[k], m) for k,m in made.modules.items())
+    assert dict(b.process.schedule.config)==dict(load_base(family_folder(family)).process.schedule.config) and b.process.default==made.process.default and b.reader.zeros==made.reader.zeros
+    assert len(said())==1 and FAMILIES[family] in said()[0] and b.process.schedule.config.prediction_type in said()[0]
+    assert torch.equal(b.reader(PROMPTS)['hidden'], made.reader(PROMPTS)['hidden'])
 
 def test_a_single_file_takes_the_dtype(single, family_folder):
     b = load_base(single('sdxl'), config=family_folder('sdxl'), dtype=torch.bfloat16)
-    assert b.unet.dtype==b.text_encoder.dtype==b.text_encoder_2.dtype==torch.bfloat16 and b.vae.dtype==torch.float32
+    assert b.modules['unet'].dtype==b.modules['text_encoder'].dtype==b.modules['text_encoder_2'].dtype==torch.bfloat16 and b.codec.vae.dtype==torch.float32
 
 def test_a_single_file_and_its_configuration_are_named_in_one_word(single, family_folder):
     b = load_base(single('sd1'), config=family_folder('sd1'))
@@ -304,8 +304,8 @@ def test_the_hash_of_a_single_file_sees_its_configuration(single, family_folder)
 
 def test_a_file_says_that_it_predicts_velocity(single, family_folder):
     b = load_base(single('sdxl', extra=('v_pred','ztsnr')), config=family_folder('sdxl'))
-    assert (b.noise.config.prediction_type, b.noise.config.rescale_betas_zero_snr, b.noise.config.timestep_spacing)==('v_prediction', True, 'trailing')
-    assert b.noise.alphas_cumprod[-1]<1e-6
+    assert (b.process.schedule.config.prediction_type, b.process.schedule.config.rescale_betas_zero_snr, b.process.schedule.config.timestep_spacing)==('v_prediction', True, 'trailing')
+    assert b.process.schedule.alphas_cumprod[-1]<1e-6
 
 def test_a_configuration_that_cannot_be_had_is_named(single, refused):
     with refused('it.safetensors', 'SDXL', 'stable-diffusion-xl-base-1.0', 'config='): load_base(single('sdxl'))
@@ -336,7 +336,7 @@ def test_a_file_of_something_else_is_refused(name, tmp_path, refused):
 def test_a_ckpt_is_refused_unless_allowed(single, family_base, family_folder, refused):
     f = single('sd1', 'it.ckpt')
     with refused('it.ckpt', 'pickle', 'allow_pickle'): load_base(f, config=family_folder('sd1'))
-    assert same(load_base(f, config=family_folder('sd1'), allow_pickle=True).unet, family_base('sd1', seed=5).unet)
+    assert same(load_base(f, config=family_folder('sd1'), allow_pickle=True).modules['unet'], family_base('sd1', seed=5).modules['unet'])
 
 # --- the hub
 
@@ -417,8 +417,8 @@ def test_a_cache_that_stands_in_for_the_hub_is_said(hub, cached, said):
 
 def test_a_configuration_comes_from_the_cache(hub, cached, single, monkeypatch):
     hub.broken = errors.OfflineModeIsEnabled('off')
-    monkeypatch.setitem(sources.CONFIGS, 'sd1', 'someone/some-base')
-    assert load_base(single('sd1')).family=='sd1'
+    monkeypatch.setitem(stable_diffusion.CONFIGS, 'sd1', 'someone/some-base')
+    assert load_base(single('sd1')).family.name=='sd1'
 
 @pytest.mark.parametrize('name', ['nowhere', './no/where', '/no/where', '~/no/where', 'a/b/c', Path('some/one')])
 def test_what_is_no_hub_id_never_asks_the_hub(name, hub, refused):
@@ -438,10 +438,10 @@ def test_a_hub_that_holds_only_the_configuration_is_named(hub, cached, own_folde
 @pytest.mark.parametrize('family, want', [('sd1',dict(resolution=512, batch=4, steps=800, lr=2e-6)), ('sd2',dict(resolution=768, batch=4, steps=800, lr=2e-6)), ('sdxl',dict(resolution=1024, batch=1, steps=800, lr=1e-6))])
 def test_a_real_base_suggests_what_suits_its_size(family, want, quick):
     b = blank(family, full=True, device='meta')
-    assert suggestions(b)==want and suggestions(b, 1)['lr']==1e-6
-    assert complete(quick(resolution=None, lr=None), b).resolution==want['resolution']
+    assert b.family.defaults(b)==want and b.family.defaults(b, 1)['lr']==1e-6
+    assert settled(quick(resolution=None, lr=None), b).resolution==want['resolution']
 
-def test_the_embedded_base_suggests_what_suits_it(base): assert suggestions(base)==dict(resolution=64, batch=8, steps=200, lr=2e-4)
+def test_the_embedded_base_suggests_what_suits_it(base): assert base.family.defaults(base)==dict(resolution=64, batch=8, steps=200, lr=2e-4)
 
 @pytest.mark.parametrize('device', ['cuda', 'gpu'])
 def test_a_device_that_is_not_there_is_refused(device, refused, monkeypatch):

@@ -3,27 +3,27 @@ import pytest, torch
 from hypothesis import given, strategies as st
 from PIL import Image
 
-from styleboost.training.batches import cache_moments, order
-from styleboost.training.batches import Batches, bucket_sizes, size_of
 from styleboost.bases.load import blank
+from styleboost.bases.stable_diffusion import Latents
 from styleboost.pictures.images import ImageSet, Picture, png
+from styleboost.training.batches import Batches, bucket_sizes, keep_views, places, size_of
 from styleboost.training.recipes import Binding
 
 # the order of pictures
 
 @given(st.integers(1, 30), st.integers(1, 8), st.integers(0, 2**32), st.integers(0, 9), st.integers(0, 3))
 def test_each_epoch_shows_each_picture_once(n, batch, seed, epoch, stream):
-    row = [i for step in range(epoch*n//batch, ((epoch+1)*n-1)//batch+1) for i in order(n, batch, seed, step, stream)]
+    row = [i for step in range(epoch*n//batch, ((epoch+1)*n-1)//batch+1) for i in places(n, batch, seed, step, stream)]
     start = epoch*n-epoch*n//batch*batch
     assert sorted(row[start:start+n])==list(range(n))
 
 @given(st.integers(1, 30), st.integers(1, 8), st.integers(0, 2**32), st.integers(0, 3))
 def test_the_row_of_pictures_does_not_depend_on_the_batch(n, batch, seed, stream):
-    assert [i for s in range(8) for i in order(n, batch, seed, s, stream)]==[order(n, 1, seed, p, stream)[0] for p in range(8*batch)]
+    assert [i for s in range(8) for i in places(n, batch, seed, s, stream)]==[places(n, 1, seed, p, stream)[0] for p in range(8*batch)]
 
 @given(st.integers(0, 2**32), st.integers(0, 5), st.integers(0, 5))
 def test_seeds_streams_and_epochs_are_shuffled_apart(seed, stream, epoch):
-    at = lambda seed, stream, epoch: tuple(order(30, 30, seed, epoch, stream))
+    at = lambda seed, stream, epoch: tuple(places(30, 30, seed, epoch, stream))
     assert len({at(seed, stream, epoch), at(seed+1, stream, epoch), at(seed, stream+1, epoch), at(seed, stream, epoch+1)})==4
 
 def test_fixed_pairs_stay_together(base, quick, aux):
@@ -53,27 +53,33 @@ def test_each_picture_keeps_its_own_caption(base, quick, ref):
     b = Batches(base, quick(batch=3, resolution=64), 0, 'cpu')
     for s in range(4):
         names, batch = b.files(s), b(s)
-        assert batch.prompts==[b.prompts[i] for i in batch.which]==[f'a photo of zwx style, a picture of {n.removesuffix(".png")}' for n in names[:3]]+['a photo of style']*3
+        assert batch.texts==[f'a photo of zwx style, a picture of {n.removesuffix(".png")}' for n in names[:3]]+['a photo of style']*3
 
 # crops and samples
 
-@pytest.mark.parametrize('size, places', [((128,64),4), ((64,128),4), ((96,96),1)])
+@pytest.mark.parametrize('size, cuts', [((128,64),4), ((64,128),4), ((96,96),1)])
 @pytest.mark.parametrize('flip', [False, True])
-def test_a_picture_that_is_not_square_gives_several_crops(base, quick, picture, size, places, flip):
+def test_a_picture_that_is_not_square_gives_several_crops(base, quick, picture, size, cuts, flip):
     r = quick(crops=4, flip=flip, resolution=64)
-    (m,) = cache_moments(base, Binding(ImageSet([picture('long', size)]), 'x'), r)
-    assert len(m)==places*(1+flip) and len({t.numpy().tobytes() for t,_ in m})==len(m)
+    (m,) = keep_views(base, Binding(ImageSet([picture('long', size)]), 'x'), r)
+    assert len(m)==cuts*(1+flip) and len({v.x.numpy().tobytes() for v in m})==len(m)
 
 def test_crops_reach_both_ends_of_a_long_picture(base, quick):
     im = Image.new('RGB', (192,64), 'white'); im.paste('red', (0,0,64,64)); im.paste('blue', (128,0,192,64))
-    (m,) = cache_moments(base, Binding(ImageSet([Picture('flag.png', data=png(im))]), 'x'), quick(crops=3, resolution=64))
-    alone = [cache_moments(base, Binding(ImageSet([Picture('c.png', data=png(Image.new('RGB', (64,64), c)))]), 'x'), quick(resolution=64))[0][0][0] for c in ('red','white','blue')]
-    for (got,_), want in zip(m, alone): torch.testing.assert_close(got, want, rtol=1e-3, atol=1e-3)
+    (m,) = keep_views(base, Binding(ImageSet([Picture('flag.png', data=png(im))]), 'x'), quick(crops=3, resolution=64))
+    alone = [keep_views(base, Binding(ImageSet([Picture('c.png', data=png(Image.new('RGB', (64,64), c)))]), 'x'), quick(resolution=64))[0][0].x for c in ('red','white','blue')]
+    for got,want in zip(m, alone): torch.testing.assert_close(got.x, want, rtol=1e-3, atol=1e-3)
+
+def unspoilt(batch, schedule):
+    "The latents before noise was added, by the noise that the net is asked for."
+    a = schedule.alphas_cumprod[batch.t].sqrt().view(-1,1,1,1)
+    return (torch.stack(batch.xt)-(1-a**2).sqrt()*torch.stack(batch.y))/a
 
 def test_the_latents_are_sampled_anew_each_step(base, quick, ref):
     b = Batches(base, quick(None, ref=ref[:1], resolution=64), 0, 'cpu')
-    b.moments = [[[(m*0+1, f) for m,f in vs] for vs in b.moments[0]]]
-    assert not torch.equal(b(0).z[0], b(1).z[0]) and torch.equal(b(1).z[0], b(1).z[0])
+    for v in b.kept[0][0]: v.x = v.x*0+1
+    clean = lambda step: unspoilt(b(step), base.process.schedule)[0]
+    assert not torch.equal(clean(0), clean(1)) and torch.equal(clean(1), clean(1))
 
 # parts of a step
 
@@ -81,9 +87,9 @@ def test_the_latents_are_sampled_anew_each_step(base, quick, ref):
 def test_the_parts_of_a_step_are_the_step(base, quick, step, parts):
     b = Batches(base, quick(batch=6, resolution=64), 0, 'cpu')
     whole, split = b(step), [b(step, k, parts) for k in range(parts)]
-    rows = lambda batch: sorted((t, p, z.sum().item(), e.sum().item()) for t,p,z,e in zip(batch.t.tolist(), batch.prompts, batch.z, batch.eps))
+    rows = lambda batch: sorted((t, p, x.sum().item(), y.sum().item()) for t,p,x,y in zip(batch.t.tolist(), batch.texts, batch.xt, batch.y))
     assert rows(whole)==sorted(r for s in split for r in rows(s)) and all(s.sizes==[6//parts]*2 for s in split)
-    assert all(p.startswith('a photo of zwx') for s in split for p in s.prompts[:s.sizes[0]])
+    assert all(p.startswith('a photo of zwx') for s in split for p in s.texts[:s.sizes[0]])
 
 # buckets
 
@@ -111,7 +117,7 @@ def test_pictures_in_buckets_keep_their_proportions_and_train_together(base, qui
 @given(st.lists(st.sampled_from('abc'), min_size=1, max_size=20), st.integers(1, 5), st.integers(0, 99), st.integers(0, 4))
 def test_each_epoch_shows_each_picture_once_in_buckets_too(shapes, batch, seed, epoch):
     n, shapes = len(shapes), tuple(shapes)
-    row = [i for s in range(epoch*n//batch, ((epoch+1)*n-1)//batch+1) for i in order(n, batch, seed, s, 0, shapes)]
+    row = [i for s in range(epoch*n//batch, ((epoch+1)*n-1)//batch+1) for i in places(n, batch, seed, s, 0, shapes)]
     start = epoch*n-epoch*n//batch*batch
     assert sorted(row[start:start+n])==list(range(n))
 
@@ -119,10 +125,10 @@ def test_each_epoch_shows_each_picture_once_in_buckets_too(shapes, batch, seed, 
 
 def test_frames_say_where_a_picture_was_cut(quick, picture):
     xl, images = blank('sdxl'), ImageSet([picture('wide', (128,64))])
-    (m,) = cache_moments(xl, Binding(images, 'x'), quick(crops=3, resolution=64))
-    assert [f.tolist() for _,f in m]==[[64,128,0,x,64,64] for x in (0,32,64)]
-    (m,) = cache_moments(xl, Binding(ImageSet([picture('big', (256,128))]), 'x'), quick(crops=2, resolution=64))
-    assert [f.tolist() for _,f in m]==[[128,256,0,x,64,64] for x in (0,64)]
+    (m,) = keep_views(xl, Binding(images, 'x'), quick(crops=3, resolution=64))
+    assert [v.told['frame'][0].tolist() for v in m]==[[64,128,0,x,64,64] for x in (0,32,64)]
+    (m,) = keep_views(xl, Binding(ImageSet([picture('big', (256,128))]), 'x'), quick(crops=2, resolution=64))
+    assert [v.told['frame'][0].tolist() for v in m]==[[128,256,0,x,64,64] for x in (0,64)]
 
 # kept on disk
 
@@ -130,19 +136,19 @@ def test_frames_say_where_a_picture_was_cut(quick, picture):
 def test_kept_latents_are_never_stale(base, quick, picture, tmp_path, monkeypatch, change):
     wide = picture('wide', (128,64))
     r, images = quick(resolution=64, crops=2), ImageSet([wide])
-    first = cache_moments(base, Binding(images, 'x'), r, keep=tmp_path)
+    first = keep_views(base, Binding(images, 'x'), r, keep=tmp_path)
     seen = []
-    monkeypatch.setattr(type(base.vae), 'encode', lambda self, x, real=type(base.vae).encode: seen.append(len(x)) or real(self, x))
-    again = cache_moments(base, Binding(images, 'x'), r, keep=tmp_path)
-    assert not seen and all(torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) for a,b in zip(first[0], again[0]))
+    monkeypatch.setattr(Latents, 'keep', lambda self, x, real=Latents.keep: seen.append(len(x)) or real(self, x))
+    again = keep_views(base, Binding(images, 'x'), r, keep=tmp_path)
+    assert not seen and all(torch.equal(a.x, b.x) and torch.equal(a.told['frame'], b.told['frame']) for a,b in zip(first[0], again[0]))
     if change=='picture': images = ImageSet([Picture(wide.name, data=png(Image.new('RGB', (128,64), 'teal')))])
     if change in ('resolution','flip','crops'): r = quick(resolution=48 if change=='resolution' else 64, flip=change=='flip', crops=3 if change=='crops' else 2)
     b = blank('sd1') if change=='autoencoder' else base
-    got, plain = (cache_moments(b, Binding(images, 'x'), r, keep=k) for k in (tmp_path, None))
+    got, plain = (keep_views(b, Binding(images, 'x'), r, keep=k) for k in (tmp_path, None))
     assert seen
-    for (x,_),(y,_) in zip(got[0], plain[0], strict=True): torch.testing.assert_close(x, y, rtol=1e-4, atol=1e-4)
+    for a,b in zip(got[0], plain[0], strict=True): torch.testing.assert_close(a.x, b.x, rtol=1e-4, atol=1e-4)
 
 def test_a_damaged_file_of_latents_is_named(base, quick, picture, tmp_path, refused):
-    cache_moments(base, Binding(ImageSet([picture('a')]), 'x'), quick(resolution=64), keep=tmp_path)
+    keep_views(base, Binding(ImageSet([picture('a')]), 'x'), quick(resolution=64), keep=tmp_path)
     f, = tmp_path.iterdir(); f.write_bytes(b'half')
-    with refused(f): cache_moments(base, Binding(ImageSet([picture('a')]), 'x'), quick(resolution=64), keep=tmp_path)
+    with refused(f): keep_views(base, Binding(ImageSet([picture('a')]), 'x'), quick(resolution=64), keep=tmp_path)

@@ -2,7 +2,6 @@
 import copy, json, re, shutil
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import diffusers, huggingface_hub, numpy as np, pytest, torch
 from diffusers.loaders import single_file_utils as theirs
@@ -11,18 +10,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from styleboost.exporting.export import export as module
-from styleboost.bases.base import Base
-from styleboost.bases.load import load_base
+from styleboost.bases.load import blank, load_base
+from styleboost.bases.original_names import single_tensors
+from styleboost.bases.sampling import sample
+from styleboost.bases.stable_diffusion import STABLE, Unet
+from styleboost.exporting import export as module
 from styleboost.exporting.export import export, merged, push
 from styleboost.methods.adapters import kohya_tensors
-from styleboost.bases.original_names import single_tensors
-from styleboost.methods.method import method_for
-from styleboost.training.recipes import Recipe
-from styleboost.bases.sampling import scheduler_for
-from styleboost.bases.sampling import sample
-from styleboost.training.runs import Run
+from styleboost.methods.load import make_method
+from styleboost.methods.method import attached, trained
 from styleboost.training.loop import train
+from styleboost.training.runs import Run
 
 PROMPT = 'a photo of zwx style, a dog'
 
@@ -43,8 +41,8 @@ def runs(base, quick, tmp_path_factory):
 
 def plain(base):
     "The untouched base as diffusers has it."
-    fresh = replace(base, **{k: copy.deepcopy(getattr(base, k)) for k in ('unet','text_encoder')})
-    return fresh.pipeline(scheduler_for(fresh))
+    fresh = base.own()
+    return fresh.pipeline(fresh.process.scheduler('ddim'))
 
 def drawn(pipe):
     pipe.set_progress_bar_config(disable=True)
@@ -65,7 +63,7 @@ def test_any_method_as_a_folder_draws_in_diffusers_what_the_run_draws(runs, base
 def test_a_folder_opens_as_a_base_and_the_run_is_as_it_was(runs, tmp_path):
     run = runs('dora'); before = ours(run)
     folder = export(run, tmp_path/'out', pictures=False)
-    assert same(ours(load_base(folder)), before) and hasattr(run.model().unet, 'peft_config') and same(ours(run), before)
+    assert same(ours(load_base(folder)), before) and hasattr(run.model().modules['unet'], 'peft_config') and same(ours(run), before)
 
 def test_the_sampler_is_the_runs(runs, quick, base, tmp_path):
     run = runs('lora', scheduler='euler')
@@ -121,13 +119,13 @@ def lycoris(ws, weight):
 @pytest.mark.parametrize('method, rank, alpha', [('lora',16,4.), ('rslora',16,4.), ('dora',16,4.), ('loha',16,4.), ('lokr',16,4.), ('lokr',2,4.), ('lokr',2,None)])
 def test_a_kohya_file_makes_the_merged_weights_by_lycoris_formulas(runs, base, method, rank, alpha):
     run = runs(method, targets='all', rank=rank, alpha=alpha)
-    tensors, about = kohya_tensors(run, base)
+    tensors, about = kohya_tensors(run.method, run.model())
     layers, model = {}, merged(run)
     for k,v in tensors.items(): layers.setdefault(k.split('.',1)[0], {})[k.split('.',1)[1]] = v
     moved = 0
     for prefix,part in (('lora_unet_','unet'), ('lora_te_','text_encoder')):
-        before = getattr(base, part).state_dict()
-        for k,v in getattr(model, part).state_dict().items():
+        before = base.modules[part].state_dict()
+        for k,v in model.modules[part].state_dict().items():
             name = prefix+('text_model.' if part!='unet' and not k.startswith('text_model.') else '').replace('.','_')+k.rpartition('.')[0].replace('.','_')
             if name in layers and k.endswith('.weight'):
                 torch.testing.assert_close(lycoris(layers.pop(name), before[k]), v, rtol=1e-4, atol=1e-5); moved += not torch.equal(before[k], v)
@@ -135,10 +133,10 @@ def test_a_kohya_file_makes_the_merged_weights_by_lycoris_formulas(runs, base, m
     assert not layers and moved>100 and about['ss_network_dim']==str(rank)
 
 @pytest.mark.parametrize('to, allowed', [('lora', ('lora','dora','rslora')), ('kohya', ('lora','dora','rslora','loha','lokr'))])
-@pytest.mark.parametrize('method', ['full','oft','hira','loha','lokr'])
-def test_a_layout_without_a_place_for_a_method_is_refused_with_the_way_out(runs, tmp_path, refused, method, to, allowed):
+@pytest.mark.parametrize('method, own', [('full', []), ('oft', []), ('hira', []), ('loha', ['kohya']), ('lokr', ['kohya'])])
+def test_a_layout_without_a_place_for_a_method_is_refused_with_the_way_out(runs, tmp_path, refused, method, own, to, allowed):
     if method in allowed: return
-    with refused(method, 'diffusers', *allowed): export(runs(method), tmp_path/'out', to)
+    with refused(method, f'the layout {to} has no place', 'export it to '+' or '.join(['diffusers','single-file',*own])): export(runs(method), tmp_path/'out', to)
     assert not list(tmp_path.iterdir())
 
 def test_dora_for_kohya_says_who_misreads_it(runs, tmp_path, said):
@@ -160,7 +158,8 @@ def family(base):
     def make(name):
         torch.manual_seed(0)
         f = FAMILIES[name]
-        text = lambda act, **kw: CLIPTextConfig(vocab_size=base.text_encoder.config.vocab_size, max_position_embeddings=77, bos_token_id=3116, eos_token_id=3117, pad_token_id=3117, num_hidden_layers=3,
+        tok = base.reader.tokenizer
+        text = lambda act, **kw: CLIPTextConfig(vocab_size=len(tok), max_position_embeddings=77, bos_token_id=3116, eos_token_id=3117, pad_token_id=3117, num_hidden_layers=3,
             **dict(dict(hidden_size=32, intermediate_size=64, num_attention_heads=2, hidden_act=act, projection_dim=32), **kw))
         parts = dict(unet=diffusers.UNet2DConditionModel(**f['unet']), vae=diffusers.AutoencoderKL(block_out_channels=(16,32,32,32), layers_per_block=2, norm_num_groups=8, latent_channels=4,
             down_block_types=('DownEncoderBlock2D',)*4, up_block_types=('UpDecoderBlock2D',)*4, sample_size=64), text_encoder=CLIPTextModel(text(f['act'])),
@@ -168,43 +167,35 @@ def family(base):
         g = torch.Generator().manual_seed(1)
         for m in parts.values():
             for p in (m.parameters() if m else ()): p.data += .05*torch.randn(p.shape, generator=g)   # norms and biases too, or a swap of two of them would not show
-        return Base(name, '', tokenizer=base.tokenizer, tokenizer_2=base.tokenizer if name=='sdxl' else None, noise=base.noise, folder=None, **{k: m and m.requires_grad_(False).eval() for k,m in parts.items()})
+        toks = {k: copy.deepcopy(tok) for k in ('tokenizer','tokenizer_2')}
+        return STABLE[name].base(name, '', dict(toks, scheduler=base.process.schedule, **{k: m and m.requires_grad_(False).eval() for k,m in parts.items()}))
     return make
 
 @pytest.mark.parametrize('name', FAMILIES)
 def test_a_single_file_comes_back_through_diffusers_as_it_was(family, tmp_path, name):
     b = family(name)
-    save_file({k: v.contiguous() for k,v in single_tensors(b).items()}, tmp_path/'one.safetensors')
-    pipe = b.pipeline(scheduler_for(b)); pipe.save_pretrained(tmp_path/'config')
+    save_file({k: v.contiguous() for k,v in single_tensors(b)[0].items()}, tmp_path/'one.safetensors')
+    pipe = b.pipeline(b.process.scheduler('ddim')); pipe.save_pretrained(tmp_path/'config')
     for f in (tmp_path/'config').rglob('*.safetensors'): f.unlink()          # only the configuration is left to copy from
     got = type(pipe).from_single_file(tmp_path/'one.safetensors', config=str(tmp_path/'config'), local_files_only=True, **({} if name=='sdxl' else dict(safety_checker=None)))
     for part in ('unet','vae','text_encoder','text_encoder_2'):
-        if getattr(b, part) is None: continue
-        want, have = getattr(b, part).state_dict(), getattr(got, part).state_dict()
+        if part not in b.modules: continue
+        want, have = b.modules[part].state_dict(), getattr(got, part).state_dict()
         assert want.keys()==have.keys() and [k for k in want if not torch.equal(want[k], have[k])]==[]
     assert same(drawn(got), drawn(pipe))
 
 def full_size(name):
     "The published architecture, without memory for its weights."
-    act, gelu = dict(hidden_size=768, intermediate_size=3072, num_attention_heads=12, num_hidden_layers=12), dict(hidden_size=1024, intermediate_size=4096, num_attention_heads=16, num_hidden_layers=23, hidden_act='gelu')
-    with torch.device('meta'):
-        vae = diffusers.AutoencoderKL(block_out_channels=(128,256,512,512), layers_per_block=2, down_block_types=('DownEncoderBlock2D',)*4, up_block_types=('UpDecoderBlock2D',)*4)
-        unet = diffusers.UNet2DConditionModel(**dict(
-            sd1=dict(cross_attention_dim=768, attention_head_dim=8),
-            sd2=dict(cross_attention_dim=1024, attention_head_dim=(5,10,20,20), use_linear_projection=True),
-            sdxl=dict(FAMILIES['sdxl']['unet'], sample_size=128, block_out_channels=(320,640,1280), norm_num_groups=32, transformer_layers_per_block=(1,2,10), attention_head_dim=(5,10,20), cross_attention_dim=2048, addition_time_embed_dim=256, projection_class_embeddings_input_dim=2816))[name])
-        te = CLIPTextModel(CLIPTextConfig(vocab_size=49408, **(gelu if name=='sd2' else act)))
-        te2 = CLIPTextModelWithProjection(CLIPTextConfig(vocab_size=49408, hidden_size=1280, intermediate_size=5120, num_attention_heads=20, num_hidden_layers=32, hidden_act='gelu', projection_dim=1280)) if name=='sdxl' else None
-    return SimpleNamespace(name=name, unet=unet, vae=vae, text_encoder=te, text_encoder_2=te2, noise=diffusers.DDPMScheduler())
+    return blank(name, full=True, device='meta')
 
 @pytest.mark.parametrize('name, parameters, unet', [('sd1', 1_066_235_307, 686), ('sd2', 1_289_952_427, 686), ('sdxl', 3_468_837_867, 1680)])
 def test_at_full_size_diffusers_knows_every_name_and_what_it_is(name, parameters, unet):
     b = full_size(name)
-    one = single_tensors(b)
+    one, parts = single_tensors(b)[0], b.modules
     assert theirs.infer_diffusers_model_type(one)==dict(sd1='v1', sd2='v2', sdxl='xl_base')[name]
     shapes = lambda d: {k: v.shape for k,v in d.items()}
-    assert shapes(theirs.convert_ldm_unet_checkpoint(dict(one), b.unet.config))==shapes(b.unet.state_dict())
-    assert shapes(theirs.convert_ldm_vae_checkpoint(dict(one), b.vae.config))==shapes(b.vae.state_dict())
+    assert shapes(theirs.convert_ldm_unet_checkpoint(dict(one), parts['unet'].config))==shapes(parts['unet'].state_dict())
+    assert shapes(theirs.convert_ldm_vae_checkpoint(dict(one), parts['vae'].config))==shapes(parts['vae'].state_dict())
     assert sum(k.startswith('model.diffusion_model.') for k in one)==unet and sum(v.numel() for v in one.values())==parameters
 
 # names that are in the published files, as their documentation and diffusers' tables have them
@@ -219,18 +210,19 @@ KNOWN = dict(
 
 @pytest.mark.parametrize('name', FAMILIES)
 def test_names_that_are_known_from_the_published_files_are_there(name):
-    one = single_tensors(full_size(name))
+    one, _ = single_tensors(full_size(name))
     assert [k for k in KNOWN[name] if k not in one]==[]
     assert one['first_stage_model.decoder.mid.attn_1.q.weight'].shape==(512,512,1,1)
 
 @pytest.mark.parametrize('kind', ['epsilon','v_prediction'])
 def test_an_sdxl_that_predicts_velocity_says_so(family, kind):
-    b = family('sdxl'); b.noise = diffusers.DDPMScheduler(prediction_type=kind)
-    assert ('v_pred' in single_tensors(b))==(kind=='v_prediction')
+    b = family('sdxl'); b = replace(b, process=replace(b.process, schedule=diffusers.DDPMScheduler(prediction_type=kind)))
+    assert ('v_pred' in single_tensors(b)[0])==(kind=='v_prediction')
 
 @pytest.mark.parametrize('change', [dict(addition_embed_type='text', addition_embed_type_num_heads=2), dict(class_embed_type='timestep')])
 def test_a_unet_that_does_not_fit_the_layout_is_refused(family, refused, change):
-    b = family('sd1'); b.name = 'odd'; b.unet = diffusers.UNet2DConditionModel(**dict(FAMILIES['sd1']['unet'], **change))
+    unet = diffusers.UNet2DConditionModel(**dict(FAMILIES['sd1']['unet'], **change))
+    b = replace(family('sd1'), name='odd', net=Unet(unet))
     with refused('odd', 'diffusers'): single_tensors(b)
 
 def test_the_tiny_base_is_refused_as_a_single_file_and_nothing_is_written(runs, tmp_path, refused):
@@ -239,19 +231,14 @@ def test_the_tiny_base_is_refused_as_a_single_file_and_nothing_is_written(runs, 
 
 def test_sdxl_loras_for_kohya_are_named_as_kohya_names_them_and_diffusers_reads_them(family, tmp_path):
     b = family('sdxl')
-    pipe = b.pipeline(scheduler_for(b)); before = drawn(pipe)
-    tuned = replace(b, **{k: copy.deepcopy(getattr(b, k)) for k in ('unet','text_encoder','text_encoder_2')})
-    m = method_for(Recipe('x', (), method='lora', targets='all', rank=4, alpha=6.)); parts = m.setup(tuned)
-    g = torch.Generator().manual_seed(0)
-    for part in parts.values():
-        for p in part.parameters():
-            if p.requires_grad: p.data += .1*torch.randn(p.shape, generator=g)
-    save_file({k: v.contiguous() for k,v in m.state(tuned).items()}, tmp_path/'weights.safetensors')
-    run = SimpleNamespace(weights=tmp_path/'weights.safetensors', method=m, recipe=dict(method='lora'), words='zwx', folder=tmp_path)
-    tensors, about = kohya_tensors(run, b)
+    pipe = b.pipeline(b.process.scheduler('ddim')); before = drawn(pipe)
+    m = make_method('lora', targets='all', rank=4, alpha=6.)
+    tuned, g = attached(b, m), torch.Generator().manual_seed(0)
+    for p in trained(tuned).values(): p.data += .1*torch.randn(p.shape, generator=g)
+    tensors, about = kohya_tensors(m, tuned)
     assert {k.split('_')[1] for k in tensors}=={'unet','te1','te2'} and 'lora_unet_input_blocks_4_1_transformer_blocks_0_attn1_to_q.lora_down.weight' in tensors and about['ss_base_model_version'].startswith('sdxl')
     assert not any('down_blocks' in k for k in tensors)
-    after = drawn(m.merge(tuned).pipeline(scheduler_for(b)))
+    after = drawn(m.merge(tuned).pipeline(b.process.scheduler('ddim')))
     assert not same(before, after)
     save_file(tensors, tmp_path/'k.safetensors')
     pipe.load_lora_weights(tmp_path/'k.safetensors')

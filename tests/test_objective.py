@@ -6,9 +6,8 @@ import torch.nn.functional as F
 from diffusers.training_utils import compute_snr
 from hypothesis import given, strategies as st
 
-from styleboost.training.objective import sample_losses, target
+from styleboost.bases.processes import Gaussian, snr
 from styleboost.training.objective import binding_losses, total_loss
-from styleboost.bases.processes import min_snr_weight, snr
 
 KINDS = ['epsilon', 'v_prediction']
 NOISE = {k: diffusers.DDPMScheduler(beta_start=.00085, beta_end=.012, beta_schedule='scaled_linear', prediction_type=k) for k in KINDS}
@@ -22,7 +21,8 @@ def drawn(n, seed):
     return z, eps, pred, torch.randint(1000, (n,), generator=g)
 
 def losses(kind, gamma, sizes, z, eps, pred, t):
-    return binding_losses(sample_losses(pred, target(NOISE[kind], z, eps, t), min_snr_weight(NOISE[kind], t, gamma)), sizes)
+    p = Gaussian(NOISE[kind]).weighing(gamma)
+    return binding_losses(p.losses(pred, p.target(z, eps, t), t), sizes)
 
 def by_hand(kind, gamma, sizes, z, eps, pred, t):
     "Each binding's mean of weight times mean squared error, with nothing but lists and floats."
@@ -91,28 +91,27 @@ def test_a_perfect_prediction_gives_the_clean_latent_back_through_diffusers(kind
         t = torch.tensor([i])
         zt = NOISE[kind].add_noise(z, eps, t)
         torch.testing.assert_close(zt, math.sqrt(ALPHA[i])*z+math.sqrt(1-ALPHA[i])*eps, rtol=1e-4, atol=1e-4)
-        torch.testing.assert_close(sampler.step(target(NOISE[kind], z, eps, t), i, zt).pred_original_sample, z, rtol=1e-3, atol=1e-3)
+        torch.testing.assert_close(sampler.step(Gaussian(NOISE[kind]).target(z, eps, t), i, zt).pred_original_sample, z, rtol=1e-3, atol=1e-3)
 
 def test_the_signal_to_noise_ratio_is_diffusers_own():
     t = torch.arange(1000)
     torch.testing.assert_close(snr(NOISE['epsilon'], t), compute_snr(NOISE['epsilon'], t), rtol=1e-4, atol=0)
 
 def test_the_embedded_base_is_noised_as_it_was_trained(base):
-    assert base.noise.alphas_cumprod.tolist()==pytest.approx(ALPHA, rel=1e-3) and base.noise.config.prediction_type in KINDS
+    assert base.process.schedule.alphas_cumprod.tolist()==pytest.approx(ALPHA, rel=1e-3) and base.process.schedule.config.prediction_type in KINDS
 
 @pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
 def test_large_errors_do_not_overflow_in_half_precision(dtype):
     pred = torch.full((1,2,3,3), 300., dtype=dtype)
-    assert sample_losses(pred, torch.zeros_like(pred), torch.ones(1)).item()==pytest.approx(90000)
+    assert Gaussian(NOISE['epsilon']).losses(pred, torch.zeros_like(pred), torch.tensor([0])).item()==pytest.approx(90000)
 
-@pytest.mark.parametrize('sizes, weights', [([1,1], 2), ([2,2], 4), ([2,1], 1)])
-def test_samples_that_do_not_fit_their_bindings_are_refused(sizes, weights):
-    pred = torch.zeros(3,1,1,1)
-    with pytest.raises(ValueError, match='fit together'): binding_losses(sample_losses(pred, pred, torch.ones(weights)), sizes)
+@pytest.mark.parametrize('sizes', [[1,1], [2,2]])
+def test_samples_that_do_not_fit_their_bindings_are_refused(sizes):
+    with pytest.raises(ValueError, match='fit together'): binding_losses(torch.zeros(3), sizes)
 
 def test_a_weight_for_no_binding_is_refused():
     with pytest.raises(ValueError): total_loss([torch.tensor(1.)], [1.,1.])
 
 def test_a_base_that_predicts_something_else_is_refused(refused):
     z = torch.zeros(1,1,1,1)
-    with refused('sample'): target(diffusers.DDPMScheduler(prediction_type='sample'), z, z, torch.tensor([1]))
+    with refused('sample'): Gaussian(diffusers.DDPMScheduler(prediction_type='sample')).target(z, z, torch.tensor([1]))

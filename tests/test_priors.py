@@ -6,6 +6,7 @@ import diffusers, pytest, torch
 from PIL import Image
 
 from styleboost.training import priors
+from styleboost.methods.load import make_method
 from styleboost.pictures.images import ImageSet, Picture, png
 from styleboost.training.priors import cache_folder, generated, prior_images, prior_key, resolve
 from styleboost.judging.suggest import save_suggestion, suggest
@@ -43,7 +44,7 @@ def test_changed_weights_are_drawn_anew(base, drawn, tmp_path):
     assert len(drawn)==2
 
 def test_a_changed_noise_schedule_is_drawn_anew(base, drawn, tmp_path):
-    other = replace(base, noise=diffusers.DDPMScheduler.from_config(base.noise.config, prediction_type='v_prediction'))
+    other = replace(base, process=replace(base.process, schedule=diffusers.DDPMScheduler.from_config(base.process.settings, prediction_type='v_prediction')))
     generated(base, ORDER, tmp_path); generated(other, ORDER, tmp_path)
     assert len(drawn)==2
 
@@ -103,7 +104,7 @@ def test_a_damaged_cache_is_refused_with_its_folder_and_kept(base, drawn, tmp_pa
     assert sorted(p.parent.iterdir())==before and len(drawn)==1
 
 def test_a_tuned_base_is_refused(base, drawn, tmp_path, refused):
-    with refused('zwx', 'untouched'): generated(replace(base, token='zwx'), ORDER, tmp_path)
+    with refused('zwx', 'untouched'): generated(replace(base, method=make_method('full')), ORDER, tmp_path)
     assert not drawn
 
 # recipes

@@ -38,6 +38,7 @@ def test_a_recipe_is_json_and_says_the_same_each_time(recipe, prior):
     assert r.diff(d)==[] and replace(r).hash==r.hash
 
 @pytest.mark.parametrize('change', [dict(steps=3), dict(lr=1e-5), dict(token='ukj'), dict(base='other'), dict(min_snr=5.), dict(pairing='fixed'),
+    dict(method='lora'),
     dict(bindings=(Binding(mixed, 'x', .9),)), dict(bindings=(Binding(mixed, 'y'),)), dict(bindings=(Binding(flagged(True), 'x'),))], ids=lambda c: next(iter(c)))
 def test_whatever_changes_the_run_changes_the_hash_and_is_named(change):
     r = Recipe('r', (Binding(mixed, 'x'),))
@@ -69,12 +70,12 @@ def test_the_style_is_asked_for_in_the_words_it_was_learnt_by(ref):
 
 def test_the_papers_preset_is_what_the_authors_ran(ref):
     r = no_prior(ref, preset='paper')
-    assert (r.batch, r.pad, r.pairing, r.crops, r.grad_clip, r.text_encoder, r.min_snr, r.lr_schedule, r.flip)==(1, 'longest', 'fixed', 1, None, True, None, 'constant', False)
+    assert (r.batch, r.pad, r.pairing, r.crops, r.grad_clip, r.method.text_encoder, r.min_snr, r.lr_schedule, r.flip)==(1, 'longest', 'fixed', 1, None, True, None, 'constant', False)
     assert r.bindings[0].prompts()==['a photo of zwx style']*3
 
 def test_the_repaired_preset_mends_padding_pairing_and_crops(ref):
     r = no_prior(ref)
-    assert (r.pad, r.pairing, r.grad_clip)==('max_length', 'independent', 1.) and r.crops>1 and r.text_encoder
+    assert (r.pad, r.pairing, r.grad_clip)==('max_length', 'independent', 1.) and r.crops>1 and r.method.text_encoder
 
 def test_what_is_said_goes_before_the_preset(ref): assert no_prior(ref, preset='paper', batch=2).batch==2
 

@@ -4,11 +4,11 @@ from pathlib import Path
 
 import diffusers, numpy as np, pytest, torch
 
-from styleboost.bases.base import Base
 from styleboost.bases.load import load_base
-from styleboost.bases.sampling import SCHEDULERS, scheduler_for
+from styleboost.bases.processes import SAMPLERS
 from styleboost.bases.sampling import sample
-from styleboost.bases.load import FAMILIES
+from styleboost.bases.stable_diffusion import STABLE, Clip
+from styleboost.methods.method import Full
 
 PROMPTS = ['a woman', 'a dog on a hill', 'a']
 
@@ -18,7 +18,7 @@ def gap(a, b): return np.abs(np.asarray(a, int)-np.asarray(b, int)).max()
 def asked(monkeypatch):
     "The prompts that a model is really asked for."
     seen = []
-    monkeypatch.setattr(Base, 'condition', lambda self, prompts, *a, real=Base.condition: seen.append(list(prompts)) or real(self, prompts, *a))
+    monkeypatch.setattr(Clip, '__call__', lambda self, texts, real=Clip.__call__: seen.append(list(texts)) or real(self, texts))
     return seen
 
 def test_pictures_depend_on_prompt_and_seed(lively):
@@ -36,7 +36,7 @@ def pipeline(folder, scheduler):
     "Diffusers' own pipeline, with none of our code between the folder and the picture."
     cls = diffusers.StableDiffusionXLPipeline if (folder/'tokenizer_2').exists() else diffusers.StableDiffusionPipeline
     pipe = cls.from_pretrained(folder)
-    pipe.scheduler = getattr(diffusers, SCHEDULERS.get(scheduler, scheduler)).from_config(pipe.scheduler.config)
+    pipe.scheduler = getattr(diffusers, SAMPLERS.get(scheduler, scheduler)).from_config(pipe.scheduler.config)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 
@@ -52,7 +52,7 @@ def test_a_picture_is_the_one_that_diffusers_draws(base, scheduler, guidance):
     assert all(gap(a, b)<=2 for a,b in zip(*both(base.folder, scheduler, guidance, 'blue')))
 
 @pytest.mark.parametrize('scheduler', ['ddim','euler','euler_a','dpmpp','heun','unipc','PNDMScheduler'])
-@pytest.mark.parametrize('family', FAMILIES)
+@pytest.mark.parametrize('family', STABLE)
 def test_each_family_draws_what_diffusers_draws(family, scheduler, family_folder):
     assert all(gap(a, b)<=2 for a,b in zip(*both(family_folder(family), scheduler)))
 
@@ -64,17 +64,21 @@ def test_settings_of_the_noise_are_kept(family, scheduler, family_folder, said):
     assert all(gap(a, b)<=2 for a,b in zip(theirs, ours)) and said()==[]
     assert max(gap(a, b) for a,b in zip(ours, sample(load_base(family_folder(family)), PROMPTS, 4, 4, scheduler=scheduler)))>2
 
+def zeroed(b, zeros):
+    "A base to which no prompt means zeros, or the empty text."
+    return replace(b, reader=replace(b.reader, zeros=zeros))
+
 @pytest.mark.parametrize('negative', [None, '', 'blue'])
 @pytest.mark.parametrize('zeros', [True, False])
 def test_no_negative_prompt_is_what_the_base_was_trained_with(zeros, negative, family_base, tmp_path):
-    replace(family_base('sdxl'), force_zeros=zeros).pipeline().save_pretrained(tmp_path)
+    zeroed(family_base('sdxl'), zeros).pipeline().save_pretrained(tmp_path)
     theirs, ours = both(tmp_path, 'ddim', negative=negative)
     assert all(gap(a, b)<=2 for a,b in zip(theirs, ours))
 
 def test_zeros_and_the_empty_prompt_are_told_apart(family_base):
     b = family_base('sdxl')
     none, empty = (sample(b, 'a dog', steps=3, negative=n)[0] for n in (None,''))
-    assert gap(none, empty)>2 and gap(empty, sample(replace(b, force_zeros=False), 'a dog', steps=3)[0])==0
+    assert gap(none, empty)>2 and gap(empty, sample(zeroed(b, False), 'a dog', steps=3)[0])==0
 
 def test_a_frame_is_told_as_diffusers_tells_it(family_folder):
     folder, frame = family_folder('sdxl'), (512,768,0,32,64,128)
@@ -86,7 +90,7 @@ def test_a_frame_for_a_base_without_frames_is_refused(base, refused):
     with refused('SDXL', 'frame'): sample(base, 'a', frame=(64,64,0,0,64,64))
 
 def test_a_sampler_that_does_not_know_a_setting_is_named(family_base, said):
-    scheduler_for(family_base('sd2', rescale_betas_zero_snr=True), 'heun')
+    family_base('sd2', rescale_betas_zero_snr=True).process.scheduler('heun')
     assert len(said())==1 and 'rescale_betas_zero_snr' in said()[0] and 'Heun' in said()[0]
 
 def test_a_sampler_whose_library_is_missing_is_refused(base, refused, monkeypatch):
@@ -95,14 +99,14 @@ def test_a_sampler_whose_library_is_missing_is_refused(base, refused, monkeypatc
         @classmethod
         def from_config(cls, c): raise ImportError('AbsentScheduler requires the scipy library but it was not found in your environment.')
     monkeypatch.setattr(diffusers, 'AbsentScheduler', Absent, raising=False)
-    with refused('AbsentScheduler', 'scipy'): scheduler_for(base, 'AbsentScheduler')
+    with refused('AbsentScheduler', 'scipy'): base.process.scheduler('AbsentScheduler')
 
 @pytest.mark.parametrize('guidance', [0., 1.])
 def test_guidance_of_one_or_less_asks_once(base, asked, guidance):
     sample(base, ['a dog'], steps=1, guidance=guidance)
     assert asked==[['a dog']]
 
-@pytest.mark.parametrize('scheduler', [*SCHEDULERS, 'DEISMultistepScheduler'])
+@pytest.mark.parametrize('scheduler', [*SAMPLERS, 'DEISMultistepScheduler'])
 @pytest.mark.parametrize('steps', [2, 5])
 def test_every_scheduler_on_offer_draws(lively, scheduler, steps):
     assert sample(lively, 'a dog', steps=steps, scheduler=scheduler)[0].size==(lively.resolution,)*2
@@ -112,11 +116,11 @@ def test_what_is_no_scheduler_is_refused(base, refused, name):
     with refused(repr(name), 'ddim'): sample(base, 'a', scheduler=name)
 
 def test_a_tuned_model_is_asked_in_its_own_words(base, asked):
-    sample(replace(base, token='zwx'), ['a dog'], steps=1, guidance=1)
+    sample(replace(base, method=Full(words=('zwx',))), ['a dog'], steps=1, guidance=1)
     assert asked==[['a photo of zwx style, a dog']]
 
 def test_raw_prompts_are_taken_literally(base, asked):
-    sample(replace(base, token='zwx'), ['a dog'], steps=1, guidance=1, raw=True)
+    sample(replace(base, method=Full(words=('zwx',))), ['a dog'], steps=1, guidance=1, raw=True)
     assert asked==[['a dog']]
 
 def test_an_untouched_base_is_asked_as_it_is(base, asked):
@@ -125,7 +129,7 @@ def test_an_untouched_base_is_asked_as_it_is(base, asked):
 
 def test_a_prompt_that_is_too_long_is_said_with_its_beginning(base, said):
     sample(base, ['a dog', 'a long and winding road '*20], steps=1)
-    assert len(said())==1 and 'a long and winding road' in said()[0] and str(base.tokenizer.model_max_length) in said()[0]
+    assert len(said())==1 and 'a long and winding road' in said()[0] and str(base.reader.tokenizer.model_max_length) in said()[0]
 
 def test_the_callers_random_numbers_are_left_alone(base):
     torch.manual_seed(0); want = torch.rand(3)
@@ -139,7 +143,7 @@ def test_too_few_seeds_are_refused(base, refused):
     with refused('2 prompts', '1 seeds'): sample(base, ['a','b'], [1])
 
 def test_a_size_between_the_autoencoders_steps_is_refused(base, refused):
-    with refused('62', base.downscale): sample(base, 'a', size=62)
+    with refused('62', base.codec.downscale): sample(base, 'a', size=62)
 
 def test_another_size_is_drawn(base): assert sample(base, 'a', steps=1, size=48)[0].size==(48,48) and sample(base, 'a', steps=1, size=(32,48))[0].size==(48,32)
 

@@ -2,12 +2,12 @@
 import functools, hashlib, json, os, signal, subprocess, sys, time
 from dataclasses import replace
 
-import diffusers, pytest, torch
+import diffusers, pytest, safetensors.torch, torch
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
-from styleboost.training import batches, loop as training
+from styleboost.training import loop, trainer
 from styleboost.bases.load import load_base
 from styleboost.pictures.images import ImageSet, png
 from styleboost.core import StyleboostError
@@ -89,8 +89,8 @@ def test_killed_while_writing_and_resumed_is_uninterrupted(straight, go, quick, 
             count.append(path)
             if len(count)==nth: path.write_bytes(b'half'); raise Killed
             return training_save(tensors, path, *args)
-        training_save = training.save_file
-        for room in (training, batches): m.setattr(room, 'save_file', half)
+        training_save = safetensors.torch.save_file
+        m.setattr(safetensors.torch, 'save_file', half)
         with pytest.raises(Killed): go(quick(steps=4, checkpoint=2))
     resumed_is_straight(straight, go, quick)
 
@@ -177,14 +177,14 @@ def test_killed_for_good_and_resumed_by_the_command_is_uninterrupted(tmp_path, r
 # only what is named moves
 
 def test_the_base_that_was_given_is_unchanged(go, quick, base):
-    state = lambda: {p: digests(getattr(base, p).state_dict()) for p in ('unet','text_encoder','vae')}
+    state = lambda: {k: digests(m.state_dict()) for k,m in base.modules.items()}
     before = state(); go(quick())
-    assert state()==before and not any(p.requires_grad for m in (base.unet, base.text_encoder, base.vae) for p in m.parameters())
+    assert state()==before and not any(p.requires_grad for m in base.modules.values() for p in m.parameters())
 
 @pytest.mark.parametrize('text', [True, False])
 def test_only_the_named_parts_move(go, quick, base, text):
     run = go(quick(text_encoder=text)); model = run.model()
-    moved = {p: digests(getattr(model, p).state_dict())!=digests(getattr(base, p).state_dict()) for p in ('unet','text_encoder','vae')}
+    moved = {k: digests(model.modules[k].state_dict())!=digests(m.state_dict()) for k,m in base.modules.items()}
     assert moved==dict(unet=True, text_encoder=text, vae=False) and {k.split('.')[0] for k in tuned(run)}=={'unet', *['text_encoder']*text}
 
 def test_a_prior_of_weight_nought_leaves_no_trace(go, quick, ref):
@@ -202,7 +202,7 @@ def test_the_log_holds_each_binding_apart(go, quick, ref, aux, base):
     r = quick(batch=2, resolution=64)
     r = replace(r, bindings=(r.bindings[0], Binding(aux, 'a photo of ukj style'), *r.bindings[1:]))
     run = go(r)
-    with torch.no_grad(): want = [l.item() for l in Objective(base)(Batches(base, r, 0, 'cpu')(0))]
+    with torch.no_grad(): want = [l.item() for l in Objective(replace(base, method=r.method))(Batches(base, r, 0, 'cpu')(0))]
     line = {k:v for k,v in run.log[0].items() if k not in ('step','seconds')}
     assert len(line)==3 and len(set(want))==3 and [*line.values()]==pytest.approx(want, abs=2e-5)
 
@@ -249,7 +249,7 @@ def test_a_known_word_is_noted_with_what_it_is_near(go, quick, said, base):
     go(quick(token='dog'))
     told = [m for m in said() if "'dog'" in m]
     near = told[0].split('close to ')[1].split(';')[0].split(', ')
-    assert len(told)==1 and len(near)==3 and 'dog' not in near and all(f'{w}</w>' in base.tokenizer.get_vocab() for w in near)
+    assert len(told)==1 and len(near)==3 and 'dog' not in near and all(f'{w}</w>' in base.reader.tokenizer.get_vocab() for w in near)
 
 def test_a_rare_word_needs_no_note(go, quick, said):
     go(quick(token='zwx'))
@@ -281,7 +281,7 @@ def test_a_file_in_place_of_a_folder_is_refused(go, quick, refused, tmp_path, re
 
 def test_an_occupied_folder_is_refused_before_a_prior_is_generated(go, quick, refused, tmp_path, monkeypatch):
     (tmp_path/'run').mkdir(); (tmp_path/'run'/'thesis.tex').write_text('years')
-    monkeypatch.setattr(training, 'resolve', lambda *a, **kw: pytest.fail('generated'))
+    monkeypatch.setattr(loop, 'resolve', lambda *a, **kw: pytest.fail('generated'))
     with refused(tmp_path/'run'): go(quick(Generated('a photo of style', 2)))
 
 @pytest.mark.parametrize('text', ['{"recipe": ', '{}', '[]', '{"_name_or_path": "someone else\'s"}'])
@@ -323,7 +323,7 @@ def poisoned(monkeypatch):
     def poison(name):
         def batch(self, step, *args, real=Batches.__call__):
             b = real(self, step, *args)
-            return replace(b, eps=[e*float('nan') for e in b.eps]) if name in self.files(step) else b
+            return replace(b, y=[y*float('nan') for y in b.y]) if name in self.files(step) else b
         monkeypatch.setattr(Batches, '__call__', batch)
     return poison
 
@@ -362,8 +362,8 @@ def test_a_base_with_one_part_without_safetensors_is_refused(go, quick, refused,
 def test_a_run_opens_on_the_base_it_was_given(go, quick, base_copy, tmp_path):
     "A base that is handed over is the run's base, even where the recipe still says `tiny`; or the two are refused together."
     folder = base_copy(tmp_path/'base')
-    b = load_base(folder); b.unet.conv_out.weight.data += .01
-    (folder/'unet'/'diffusion_pytorch_model.safetensors').unlink(); b.unet.save_pretrained(folder/'unet')
+    b = load_base(folder); unet = b.modules['unet']; unet.conv_out.weight.data += .01
+    (folder/'unet'/'diffusion_pytorch_model.safetensors').unlink(); unet.save_pretrained(folder/'unet')
     other = load_base(folder)
     try: run = go(quick(), base=other)
     except StyleboostError: return
@@ -374,7 +374,7 @@ def test_a_changed_base_is_not_taken_for_the_old_one(straight, refused, monkeypa
     with refused('0'*16): run.model()
 
 def test_a_tuned_model_is_no_base(go, quick, base, refused):
-    with refused('ukj'): go(quick(), base=replace(base, token='ukj'))
+    with refused('ukj'): go(quick(), base=replace(base, method=quick(token='ukj').method))
 
 @pytest.mark.parametrize('change', [dict(resolution=62), dict(resolution=0), dict(steps=0), dict(steps=-1), dict(batch=0), dict(lr=-1.), dict(checkpoint=0), dict(crops=0), dict(method='magic'),
     dict(precision='bf32'), dict(lr_schedule='wavy'), dict(pad='short'), dict(pairing='sometimes')], ids=lambda c: '{}={}'.format(*next(iter(c.items()))))
@@ -396,7 +396,7 @@ def test_a_missing_caption_is_refused_before_anything_is_written(go, quick, refu
 def test_looking_changes_nothing_that_is_learnt(go, quick, kw):
     def preview(line, look):
         with look() as model:
-            assert not any(m.training for m in model.models.values()) and model.token=='zwx' and not torch.is_grad_enabled()
+            assert not any(m.training for m in model.modules.values()) and model.method.words==('zwx',) and not torch.is_grad_enabled()
             seen[line['step']] = sample(model, ['woman','tree'], steps=2)
             torch.manual_seed(line['step']); torch.rand(9)                       # a preview may be careless with chance
     seen, recipe = {}, quick(steps=4, checkpoint=2, **kw)
@@ -428,7 +428,7 @@ def test_looking_is_not_counted_as_training(go, quick, monkeypatch):
     def preview(line, look):
         with look(): clock.now += 100
     def watch(line): clock.now += 1
-    monkeypatch.setattr(training, 'time', clock)
+    for room in (loop, trainer): monkeypatch.setattr(room, 'time', clock)
     assert [l['seconds'] for l in go(quick(steps=3), watch=watch, preview=preview).log]==[0,1,2]
 
 def test_a_run_of_a_newer_version_is_refused_in_a_sentence(straight, tmp_path, refused):

@@ -54,7 +54,7 @@ def test_what_ships_stays_within_its_limits():
 def test_the_tracked_tree_clones_easily():
     r = subprocess.run(['git','ls-files','-z'], cwd=ROOT, capture_output=True, text=True)
     if r.returncode: pytest.skip('not a git checkout')
-    assert sum((ROOT/f).stat().st_size for f in r.stdout.split('\0') if f and (ROOT/f).exists()) <= 52e6
+    assert sum((ROOT/f).stat().st_size for f in r.stdout.split('\0') if f and (ROOT/f).exists()) <= 58e6
 
 def test_weights_are_safetensors_in_half_precision():
     files = [f for d in (TINY,JUDGE) for f in d.rglob('*.safetensors') if f.name!='ordinary.safetensors']

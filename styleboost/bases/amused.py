@@ -7,7 +7,7 @@ __all__ = ['PIPELINES', 'AMUSED', 'upstream', 'have_amused', 'Tokens', 'PooledCl
            'open_folder', 'bones_of']
 
 # %% ../../nbs/bases/05_amused.ipynb #746cabf0
-import hashlib
+import copy, hashlib
 from dataclasses import dataclass, replace
 
 import torch
@@ -102,6 +102,11 @@ class Amused:
     name:str = 'amused'
     title:str = 'aMUSEd'
     layouts = {'diffusers':None}
+    python = dict(lora='# the pipeline has no line of its own\n'
+        'from diffusers.loaders import AmusedLoraLoaderMixin as loader\n'
+        'state, alphas, about = loader.lora_state_dict("{file}", return_lora_metadata=True)\n'
+        'loader.load_lora_into_transformer(state, alphas, pipe.transformer, metadata=about)\n'
+        'loader.load_lora_into_text_encoder(state, alphas, pipe.text_encoder, "text_encoder", metadata=about)')
     def defaults(self, base, batch=None):
         "Fields of a recipe that it leaves open: those of diffusers' example, or those of a toy."
         if sum(p.numel() for p in base.net.parameters())<100e6:
@@ -122,7 +127,7 @@ class Amused:
         "The same architecture on the current default device, without weights."
         def made(m): return type(m)(m.config) if isinstance(m, PreTrainedModel) else type(m).from_config(m.config)
         parts = {k:made(m) for k,m in base.modules.items()}
-        parts |= dict(tokenizer=base.reader.tokenizer, scheduler=base.process.schedule)
+        parts |= dict(tokenizer=copy.deepcopy(base.reader.tokenizer), scheduler=base.process.schedule)
         return replace(self.base(base.name, base.hash, parts, base.folder), process=base.process)
 
 AMUSED = Amused()

@@ -137,7 +137,7 @@ class Gaussian:
     def start(self, shape, g): return torch.randn(shape, generator=g)
     def scheduler(self, name=None):
         "A scheduler of diffusers for this noise; the base's own unless named."
-        return named_scheduler(name or self.default, self.schedule.config, self.name)
+        return named_scheduler(self.default if name is None else name, self.schedule.config, self.name)
     def sampler(self, name, steps):
         made = self.scheduler(name)
         made.set_timesteps(steps)

@@ -8,7 +8,7 @@ __all__ = ['SD1', 'SD2', 'SDXL', 'STABLE', 'PIPELINES', 'CONFIGS', 'Latents', 'C
            'bones_of']
 
 # %% ../../nbs/bases/04_stable_diffusion.ipynb #2e049957
-import hashlib, json
+import copy, hashlib, json
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -198,7 +198,8 @@ def _tokenizers(base):
 @patch
 def pipeline(self:StableDiffusion, base, scheduler=None):
     "The diffusers pipeline of a base's parts."
-    parts = dict(**base.modules, **_tokenizers(base), scheduler=scheduler or base.process.scheduler())
+    models = {k:m for k,m in base.modules.items() if k in self.models}        # not what a method put beside them
+    parts = dict(models, **_tokenizers(base), scheduler=scheduler or base.process.scheduler())
     more = dict(safety_checker=None, feature_extractor=None, requires_safety_checker=False)
     if self.two: more = dict(force_zeros_for_empty_prompt=base.reader.zeros, add_watermarker=False)
     with quiet(): return self.pipeline_class(**parts, **more)
@@ -207,7 +208,7 @@ def pipeline(self:StableDiffusion, base, scheduler=None):
 def bones(self:StableDiffusion, base)->Base:
     "The same architecture on the current default device, without weights."
     made = {k: type(m)(m.config) if 'text' in k else type(m).from_config(m.config) for k,m in base.modules.items()}
-    parts = dict(made, **_tokenizers(base), scheduler=base.process.schedule)
+    parts = dict(made, **copy.deepcopy(_tokenizers(base)), scheduler=base.process.schedule)
     again = self.base(base.name, base.hash, parts, base.folder, base.reader.zeros)
     return replace(again, process=base.process)
 
@@ -227,6 +228,15 @@ def kohya_about(self:StableDiffusion, base)->dict:
     version = 'sd_v2' if open_ else 'sd_v1'
     if self.two: version = 'sdxl_base_v1-0'
     return dict(ss_v2=open_ and not self.two, ss_base_model_version=version)
+
+@patch(as_prop=True)
+def python(self:StableDiffusion)->dict:
+    "Lines that load a method's file where the usual ones do not: diffusers takes SDXL's rows encoder by encoder."
+    if not self.two: return {}
+    one = 'pipe.load_textual_inversion(rows["%s"], token="{word}", text_encoder=pipe.%s, tokenizer=pipe.%s)'
+    lines = ['from safetensors.torch import load_file', 'rows = load_file("{file}")',
+        one%('clip_l','text_encoder','tokenizer'), one%('clip_g','text_encoder_2','tokenizer_2')]
+    return dict(embedding='\n'.join(lines))
 
 # %% ../../nbs/bases/04_stable_diffusion.ipynb #4d70cd31
 _TEXT = dict(   # width, layers, heads, activation: full, small

@@ -28,8 +28,8 @@ def opening(run, model, to, file)->str:
     where = base_line(run.recipe['base'])
     if to=='single-file': return f'{where}\npipe = {kind}.from_single_file("{file}", config=base{plain})'
     load = 'single_file' if run.recipe['base'].endswith('.safetensors') else 'pretrained'
-    own = run.method.layouts[to]
-    line = own.python.format(file=file, folder=Path(file).parent, word=run.method.words[0])
+    line = getattr(model.family, 'python', {}).get(to, run.method.layouts[to].python)
+    line = line.format(file=file, folder=Path(file).parent, word=run.method.words[0])
     return f'{where}\npipe = {kind}.from_{load}(base{plain})\n{line}'
 
 def snippet(
@@ -81,7 +81,8 @@ def score_table(run)->str:
 def _front(run, to, kind):
     "The hub's front matter."
     base, own = run.recipe['base'], run.method.layouts.get(to)
-    tags = ['text-to-image', 'styleboost', 'stable-diffusion-xl' if 'XL' in kind else 'stable-diffusion']
+    tag = 'stable-diffusion' if 'Stable' in kind else 'amused'
+    tags = ['text-to-image', 'styleboost', f'{tag}-xl' if 'XL' in kind else tag]
     if own: tags += own.tags
     front = dict(library_name='diffusers', pipeline_tag='text-to-image', instance_prompt=run.phrase(), tags=tags)
     if is_hub(base): front['base_model'] = base

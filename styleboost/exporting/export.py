@@ -31,7 +31,8 @@ LAYOUTS = ('diffusers','single-file','lora','kohya','embedding','controlnet')   
 
 def layouts_of(run:Run, model:Base)->list:
     "The layouts that a run's family and method have."
-    return [*model.family.layouts, *run.method.layouts]
+    fit = [to for to in model.family.layouts if to not in run.method.no_place]
+    return [*fit, *run.method.layouts]
 
 def _check_layout(run, model, to):
     "Refuses a layout that this run's family and method do not have."

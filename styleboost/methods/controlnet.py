@@ -67,6 +67,7 @@ class ControlNet(Method):
     "A ControlNet that follows edges (Zhang et al. 2023, eq. 2)."
     name = 'controlnet'
     wraps = True
+    no_place = ('diffusers','single-file')
     def attach(self, base, seed=0):
         devices = [base.device] if base.device.type=='cuda' else []
         with torch.random.fork_rng(devices):

@@ -46,7 +46,8 @@ class Layout:
     "A file for other programs."
     tensors:Callable        # (method, base with what was learnt) -> tensors, metadata
     file:str=''             # its name in a folder; the folder's own name unless given
-    python:str=''           # the line that gives it to diffusers' `pipe`; {file} and {folder} are filled in
+    python:str=''           # the lines that give it to diffusers' `pipe`, where the family has none of its own;
+                            # {file}, {folder} and {word} are filled in
     place:str=''            # a sentence on ComfyUI and AUTOMATIC1111
     tags:tuple=()           # for the hub
     warning:str=''          # what a person should know before using it
@@ -61,6 +62,7 @@ class Method:
     wraps = False               # whether the base's layers stand inside others afterwards
     whole = False               # whether every weight of the net trains
     layouts = {}                # export name -> `Layout`
+    no_place = ()               # layouts of whole models that cannot hold what it learnt
     def attach(self, base:Base, seed:int=0)->Base:
         "A base in which what trains asks for a gradient; it gets one that it may change, all frozen."
         raise NotImplementedError

@@ -75,6 +75,7 @@ class TextualInversion(Method):
     init:str='style'     # the word that they begin as
     name = 'textual_inversion'
     wraps = True
+    no_place = ('single-file',)   # which has no tokenizer in it
     def __post_init__(self):
         if not (isinstance(self.vectors, int) and 1<=self.vectors<=16):
             raise StyleboostError(f'The vectors of {self.name} are {self.vectors!r}; give a whole number from 1 to 16.')

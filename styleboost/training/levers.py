@@ -9,10 +9,12 @@ __all__ = ['DTYPES', 'head_sizes', 'xformers_fault', 'attention_of', 'set_attent
 # %% ../../nbs/training/05_levers.ipynb #19380066
 import importlib, itertools
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
 from diffusers.models.attention_processor import AttnProcessor2_0, XFormersAttnProcessor
+from torch.utils.checkpoint import checkpoint
 
 from ..bases.base import Base
 from ..core import first_line, note
@@ -113,7 +115,12 @@ def checkpoint_activations(
     "Turns gradient checkpointing on."
     names = ('enable_gradient_checkpointing','activation_checkpointing_enable','gradient_checkpointing_enable')
     for m in modules.values():        # diffusers, transformers today, transformers before
-        next(getattr(m, n) for n in names if hasattr(m, n))()
+        if type(m).__name__=='UVit2DModel': _layer_by_layer(m.transformer_layers)
+        else: next(getattr(m, n) for n in names if hasattr(m, n))()
+
+def _layer_by_layer(layers):
+    "What aMUSEd's own switch in diffusers is meant to do; it fails."
+    for l in layers: l.forward = partial(checkpoint, l.forward, use_reentrant=False)
 
 @contextmanager
 def norms_in_float(on):

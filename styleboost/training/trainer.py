@@ -177,7 +177,8 @@ def check(
         raise StyleboostError('A fused backward pass and weights in bfloat16 step each weight in one process; '
             f'start the training in one instead of {processes}, or turn them off.')
     base.process.weighing(recipe.min_snr)
-    for w in filter(None, (recipe.token, recipe.background_token)): check_token(base, w)
+    check_token(base, recipe.token)
+    if recipe.background_token: check_token(base, recipe.background_token)
     for b in recipe.bindings: b.prompts()
 
 def check_shared(recipe, processes):

@@ -1,0 +1,141 @@
+"Attention is tried before it is trusted, and a lever saves memory without changing what is learnt."
+import importlib, os, re, subprocess, sys, types
+from dataclasses import replace
+
+import pytest, torch
+import torch.nn.functional as F
+from safetensors.torch import load_file
+
+from styleboost.bases.load import blank
+from styleboost.methods.method import attached
+from styleboost.training.levers import attention_of, head_sizes, in_half, set_attention, xformers_fault
+from styleboost.training.loop import train
+from styleboost.training.stepper import Stepper
+
+# attention
+
+@pytest.fixture
+def xformers(monkeypatch):
+    "Puts a stand-in for xformers in place, with the given attention."
+    def put(attend):
+        ops = types.ModuleType('xformers.ops'); ops.memory_efficient_attention = attend
+        pack = types.ModuleType('xformers'); pack.ops = ops
+        for k,v in (('xformers',pack), ('xformers.ops',ops)): monkeypatch.setitem(sys.modules, k, v)
+        monkeypatch.setattr('diffusers.models.attention_processor.xformers', pack)
+    return put
+
+def right(q, k, v, attn_bias=None, op=None, scale=None, **_): return F.scaled_dot_product_attention(q, k, v, scale=scale)
+
+class NoBackward(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x): return x.clone()
+    @staticmethod
+    def backward(ctx, g): raise NotImplementedError('No operator found for `memory_efficient_attention_backward`')
+
+@pytest.mark.parametrize('attend, fault', [
+    (right, ''),
+    (lambda q, k, v: NoBackward.apply(right(q, k, v)), 'memory_efficient_attention_backward'),
+    (lambda q, k, v: right(q, k, v).detach()+0*(q+(k+v).sum()), 'does not agree'),
+    (lambda q, k, v: right(q, k, v)*1.5, 'does not agree'),
+    (lambda q, k, v: right(q, k, v)*float('nan'), 'does not agree')])
+def test_xformers_is_tried_forward_and_backward(xformers, attend, fault):
+    xformers(attend)
+    got = xformers_fault([8, 16], torch.float32, 'cpu')
+    assert (fault in got and 'head size 8' in got) if fault else not got
+
+def test_xformers_that_works_is_really_installed_on_every_layer(xformers):
+    xformers(right)
+    b = blank('sd1')
+    assert set_attention(b.net, 'xformers')=='XFormersAttnProcessor'==attention_of(b.net)
+
+def test_xformers_that_does_not_work_leaves_torchs_own_and_says_so(said):
+    b = blank('sd1')
+    assert importlib.util.find_spec('xformers') is None and set_attention(b.net, 'xformers')=='AttnProcessor2_0'
+    told, = [m for m in said() if 'xformers' in m]
+    assert 'cannot be imported' in told and '\n' not in told
+
+@pytest.mark.parametrize('family, sizes', [('sd1',[40,80,160]), ('sd2',[64]), ('sdxl',[64])])
+def test_the_head_sizes_are_those_of_the_published_models(family, sizes): assert head_sizes(blank(family, full=True, device='meta').net)==sizes
+
+# the levers in a run
+
+@pytest.fixture
+def tuned(base, tmp_path):
+    "What a short run learns, by the recipe's settings."
+    def tuned(recipe, **kw): return load_file(train(recipe, tmp_path/str(len(list(tmp_path.iterdir()))), **dict(dict(base=base, device='cpu', progress=False), **kw)).weights)
+    return tuned
+
+def moved(base, weights):
+    "How far each weight went."
+    start = {f'{p}.{k}':v for p in ('unet','text_encoder') for k,v in base.modules[p].state_dict().items()}
+    return {k: v.float()-start[k] for k,v in weights.items()}
+
+def alike(a, b):
+    "The cosine between two sets of tensors."
+    flat = lambda d: torch.cat([d[k].flatten().float() for k in sorted(d)])
+    assert a.keys()==b.keys() and flat(a).abs().max()>1e-3
+    return torch.cosine_similarity(flat(a), flat(b), dim=0)
+
+@pytest.mark.parametrize('lever', [dict(checkpointing=True), dict(fused_backward=True), dict(accumulate=2), dict(buckets=True), dict(attention='xformers')], ids=lambda d: next(iter(d)))
+def test_a_lever_does_not_change_what_is_learnt(tuned, quick, base, lever, xformers):
+    xformers(right)
+    r = quick(batch=2, steps=2, lr=1e-3, grad_clip=None)
+    assert alike(*(moved(base, tuned(x)) for x in (r, replace(r, **lever))))>.99
+
+def test_frozen_weights_are_kept_in_half_and_trained_ones_are_not(base, quick):
+    r = quick(method='lora', text_encoder=False, precision='bf16')
+    b = attached(base, r.method); in_half(b, r)
+    kinds = lambda trained: {p.dtype for p in b.net.parameters() if p.requires_grad==trained}
+    assert kinds(True)=={torch.float32} and kinds(False)=={torch.bfloat16}
+
+@pytest.mark.parametrize('kw', [{}, dict(weights='bfloat16', fused_backward=True)], ids=str)
+def test_half_precision_learns_nearly_the_same(tuned, quick, base, kw):
+    r = quick(batch=2, steps=3, lr=1e-2 if kw else 1e-3, grad_clip=None)                # a rate that leaves its mark on weights in bfloat16
+    assert alike(*(moved(base, tuned(x)) for x in (replace(r, precision='bf16', **kw), replace(r, precision='no'))))>.7
+
+def test_an_adapter_learns_nearly_the_same_in_half_precision(tuned, quick):
+    half, full = (tuned(quick(batch=2, steps=3, lr=1e-3, grad_clip=None, method='lora', precision=p)) for p in ('bf16','no'))
+    ends = lambda d: {k:v for k,v in d.items() if 'lora_B' in k}                       # they start at nought
+    assert alike(ends(half), ends(full))>.7
+
+def test_weights_in_bfloat16_resume_bit_for_bit(base, quick, tmp_path):
+    r = quick(steps=4, weights='bfloat16', fused_backward=True, grad_clip=None, precision='bf16')
+    go = lambda name, **kw: train(r, tmp_path/name, base=base, device='cpu', progress=False, every=1, **kw)
+    whole = go('whole'); go('part', watch=lambda line: line['step']==2)
+    a, b = load_file(whole.weights), load_file(go('part', resume=True).weights)
+    assert all(torch.equal(a[k], b[k]) for k in a) and a['unet.conv_in.weight'].dtype==torch.bfloat16
+
+@pytest.mark.parametrize('kw, word', [(dict(fused_backward=True), 'grad_clip'), (dict(weights='bfloat16', precision='fp16'), 'bf16'), (dict(fused_backward=True, grad_clip=None, accumulate=2, batch=2), 'accumulate'), (dict(batch=4, accumulate=3), 'divisors')])
+def test_levers_that_exclude_each_other_are_refused(quick, refused, kw, word):
+    with refused(word): quick(**kw)
+
+def test_running_out_of_memory_says_what_to_pull(base, quick, tmp_path, refused, monkeypatch):
+    def full(*a): raise torch.OutOfMemoryError('CUDA out of memory. Tried to allocate 2 GiB.\nmore')
+    monkeypatch.setattr(Stepper, 'backward', full)
+    with refused('step 1', '--memory', 'fused backward'): train(quick(), tmp_path/'run', base=base, device='cpu', progress=False)
+
+# several processes
+
+LAUNCH = '''
+import sys
+from styleboost.pictures.images import ImageSet
+from styleboost.training.recipes import no_prior, with_prior
+from styleboost.training.loop import train
+here, out, method = sys.argv[1:]
+recipe = with_prior(no_prior(ImageSet.from_folder(f'{here}/ref'), batch=2, steps=3, lr=1e-3, checkpoint=2, method=method), ImageSet.from_folder(f'{here}/aux'))
+train(recipe, f'{here}/{out}', device='cpu', progress=False, every=1)
+'''
+
+@pytest.mark.parametrize('method', ['full', 'lora'])
+def test_two_processes_learn_what_one_learns(tmp_path, ref, aux, method):
+    ref.save(tmp_path/'ref'); aux.save(tmp_path/'aux'); (tmp_path/'go.py').write_text(LAUNCH)
+    env = dict(os.environ, OMP_NUM_THREADS='1')
+    call = lambda *cmd: subprocess.run([sys.executable, *cmd], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
+    two = call('-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0', 'go.py', str(tmp_path), 'two', method)
+    one = call('go.py', str(tmp_path), 'one', method)
+    assert two.returncode==one.returncode==0, two.stderr[-3000:]+one.stderr[-3000:]
+    a, b = (load_file(tmp_path/n/'weights'/'tuned.safetensors') for n in ('one','two'))
+    start = 1e-3
+    for k in a: torch.testing.assert_close(b[k], a[k], rtol=1e-3, atol=start/20)
+    logs = [[float(x) for x in re.findall(r'"(?:style|prior)": ([\d.]+)', (tmp_path/n/'log.jsonl').read_text())] for n in ('one','two')]
+    assert logs[0]==pytest.approx(logs[1], rel=1e-3) and len(logs[0])==6
