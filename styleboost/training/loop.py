@@ -62,7 +62,7 @@ def between_steps():
     try: yield asked
     finally: signal.signal(signal.SIGINT, was)
 
-# %% ../../nbs/training/09_loop.ipynb #f70d5d90
+# %% ../../nbs/training/09_loop.ipynb #b28fa34e
 def _names(recipe):
     "How the log calls each binding: its role, numbered where there are several."
     roles = [b.role for b in recipe.bindings]
@@ -71,7 +71,7 @@ def _names(recipe):
 def _rates(recipe):
     "The share of the learning rate at a step; a function of the step, so nothing needs to be resumed."
     toy = torch.optim.SGD([torch.zeros(1)], recipe.lr)
-    made = get_scheduler(recipe.lr_schedule, toy, recipe.warmup, recipe.steps)
+    made = get_scheduler(recipe.lr_schedule, toy, num_warmup_steps=recipe.warmup, num_training_steps=recipe.steps)
     return made.lr_lambdas[0]
 
 @patch
