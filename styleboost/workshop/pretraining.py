@@ -754,7 +754,8 @@ def power(
     gamma = float(np.roots([1, 7, 16-t, 12-t]).real.max())
     return lambda step: (1-1/(step+begun+1))**(gamma+1)
 
-MIXED = {'empty':.10, 'subject':.10, 'rare':.16, 'plain':.06, 'style':.58}   # kinds of captions, and how often each is drawn
+# kinds of captions, and how often each is drawn
+MIXED = {'empty':.10, 'subject':.10, 'rare':.16, 'plain':.06, 'style':.58}
 
 def mixed_caption(
     corpus:Corpus,
