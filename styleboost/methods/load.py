@@ -18,7 +18,8 @@ METHODS = dict(
     full='method:Full',
     **{name:f'adapters:{cls}' for name,cls in _adapters.items()},
     textual_inversion='textual_inversion:TextualInversion',
-    controlnet='controlnet:ControlNet')
+    controlnet='controlnet:ControlNet',
+    hypernetwork='hypernetwork:Hypernetwork')
 
 # %% ../../nbs/methods/09_load.ipynb #7e9185da
 def method_class(name:str):
