@@ -37,9 +37,10 @@ def layouts_of(run:Run, model:Base)->list:
 def _check_layout(run, model, to):
     "Refuses a layout that this run's family and method do not have."
     have = layouts_of(run, model)
-    if to not in have:
-        raise StyleboostError(f'{run.folder} was trained by {run.method.name} on {model.family.title}, '
-            f'for which the layout {to} has no place; export it to {" or ".join(have)} instead.')
+    if to in have: return
+    way_out = f'export it to {" or ".join(have)} instead' if have else 'no other program reads it, so draw with the run'
+    raise StyleboostError(f'{run.folder} was trained by {run.method.name} on {model.family.title}, '
+        f'for which the layout {to} has no place; {way_out}.')
 
 def _tensors(run, model, to):
     "Tensors and metadata of a layout that is one file; None where it is a folder of diffusers."
