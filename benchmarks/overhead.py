@@ -1,6 +1,6 @@
-"""Training images per second of `train` against the bare loop: the same modules, dtype, batch and optimiser on random
-latents."""
-import argparse, json, statistics, tempfile, time
+"""Training images per second of the trainer's own step against the bare loop: the same modules, dtype, batch and
+optimiser on random latents."""
+import argparse, json, statistics, time
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,9 +10,9 @@ from common import device
 from styleboost.bases.load import load_base
 from styleboost.methods.method import attached, trained
 from styleboost.pictures.world import pool, style_ref
-from styleboost.training.loop import train
 from styleboost.training.recipes import settled, styleboost
 from styleboost.training.runs import versions
+from styleboost.training.trainer import accelerator_for, prepared
 
 def bare(recipe, steps):
     "Seconds of each step of forward, backward and AdamW, and nothing else."
@@ -32,11 +32,16 @@ def bare(recipe, steps):
         out.append(time.perf_counter()-t0)
     return out
 
-def ours(base, recipe, steps, folder):
-    "Seconds of each step of `train`, by its own log."
-    run = train(replace(recipe, steps=steps), folder, base=base, device='cpu', progress=False, every=1)
-    s = [0]+[r['seconds'] for r in run.log]
-    return [b-a for a,b in zip(s, s[1:])]
+def ours(base, recipe, steps):
+    "Seconds of each step of a `Trainer`, which draws its batches and notes its losses."
+    recipe, acc = accelerator_for(recipe, (), '.', 'cpu')
+    trainer, out = prepared(base.own(), recipe, 0, acc), []
+    for _ in range(steps):
+        t0 = time.perf_counter()
+        trainer.step()
+        out.append(time.perf_counter()-t0)
+    trainer.stepper.close()
+    return out
 
 def main():
     p = argparse.ArgumentParser(description=__doc__)
@@ -50,10 +55,9 @@ def main():
     bindings = tuple(replace(b, prompt=b.prompt.replace(', {caption}','')) for b in plain.bindings)
     recipe = settled(replace(plain, bindings=bindings), base)
     pairs = []
-    with tempfile.TemporaryDirectory() as d:
-        for r in range(a.rounds):  # side by side, so that a busy machine slows both
-            x, y = bare(recipe, a.steps)[4:], ours(base, recipe, a.steps, f'{d}/{r}')[4:]
-            pairs.append((statistics.median(x), statistics.median(y)))
+    for _ in range(a.rounds):  # side by side, so that a busy machine slows both
+        x, y = bare(recipe, a.steps)[4:], ours(base, recipe, a.steps)[4:]
+        pairs.append((statistics.median(x), statistics.median(y)))
     n, ratios = 2*a.batch, [y/x for x,y in pairs]
     per_second = lambda seconds: round(n/statistics.median(seconds), 1)
     result = dict(device=device(), batch=f'{a.batch} + {a.batch}', dtype='float32',

@@ -18,7 +18,7 @@ _ROOMS = {
     'training.recipes': 'Recipe Binding no_prior dreambooth styleboost with_prior multi',
     'judging.suggest': 'suggest',
     'widgets.picker': 'AuxPicker',
-    'training.memory': 'plan',
+    'training.plan': 'plan',
     'bases.load': 'load_base',
     'training.loop': 'train Run',
     'widgets.monitor': 'TrainingMonitor',

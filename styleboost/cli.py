@@ -329,7 +329,8 @@ def export(
     run:Annotated[Path, typer.Argument(help='A finished run.')],
     out:Annotated[Path, typer.Option(help='Folder for the model; empty or new. A name that ends in .safetensors gets '
                   'the file alone.')],
-    to:Annotated[str, typer.Option(help='The layout: diffusers, single-file, lora, kohya.')]='diffusers',
+    to:Annotated[str, typer.Option(
+        help='The layout: diffusers, single-file, lora, kohya, embedding, controlnet.')]='diffusers',
     at:Annotated[Optional[int], typer.Option(help='Of a run that kept snapshots, such as those of a study: what it had '
                  'learnt by this step.')]=None,
     half:Annotated[bool, typer.Option('--half', help='In half precision, as most shared files are.')]=False,

@@ -17,7 +17,7 @@ from styleboost.exporting.export import LAYOUTS
 from styleboost.methods.load import METHODS, method_class
 from styleboost.pictures.images import ImageSet
 from styleboost.pictures.world import STYLES
-from styleboost.studies.cells import SAMPLER, SCHEDULER
+from styleboost.studies.arms import DRAW_SAMPLER, DRAW_STEPS
 from styleboost.training.runs import Run
 from styleboost.training.recipes import Recipe
 
@@ -113,15 +113,13 @@ def test_help_names_every_method_layout_style_and_default():
                for w in words if w not in told[command]]
     assert missing==[]
     study = {p.name: p.default for p in get_command(app).commands['compare'].params}
-    assert (study['sampler'], study['scheduler'])==(SAMPLER, SCHEDULER)
+    assert (study['sampler'], study['scheduler'])==(DRAW_STEPS, DRAW_SAMPLER)
 
 def test_an_option_of_the_table_is_a_field_of_the_recipe_or_of_an_adapter():
     recipe, adapter = ({f.name for f in fields(cls)} for cls in (Recipe, method_class('lora')))
     assert {*cli.RECIPE, *cli.MEMORY, 'method'} <= recipe and {*cli.METHOD}-{'method'} <= adapter
 
 # --set
-
-sets = pytest.mark.skipif(not hasattr(Recipe, 'set'), reason='recipes cannot be set by text yet')
 
 @pytest.mark.parametrize('pairs, words', [(['rank'], 'KEY=VALUE'), (['=3'], 'KEY=VALUE'), (['rank=2', 'rank=3'], 'twice')])
 def test_a_setting_that_makes_no_sense_is_a_wrong_call(here, tmp_path, pairs, words):
@@ -134,7 +132,6 @@ def test_a_setting_that_a_study_would_not_heed_is_a_wrong_call(tmp_path, key):
     done = in_process('compare', '--prior', 'none', '--set', f'{key}=1', '--out', tmp_path/'out')
     assert done.code==2 and f'--set {key}' in done.err and not (tmp_path/'out').exists()
 
-@sets
 def test_a_setting_reaches_the_recipe_and_its_method_as_an_option_does(here, tmp_path):
     call = ['train', '--ref', here/'ref', '--prior', here/'aux', '--recipe', here/'cheap.json', '--method', 'lora']
     one = in_process(*call, '--rank', 2, '--min-snr', 5, '--token', 'sks', '--out', tmp_path/'one')
@@ -142,14 +139,12 @@ def test_a_setting_reaches_the_recipe_and_its_method_as_an_option_does(here, tmp
     assert (one.code, two.code)==(0, 0), one.err+two.err
     assert Run(tmp_path/'one').recipe==Run(tmp_path/'two').recipe and 'sks' in two.out
 
-@sets
 @pytest.mark.parametrize('command', ['train', 'compare'])
 def test_an_unknown_setting_lists_those_there_are(here, tmp_path, command):
     what = ['--ref', here/'ref'] if command=='train' else []
     refusal(in_process(command, *what, '--prior', 'none', '--set', 'gone=1', '--out', tmp_path/'out'), 'gone', 'warmup')
     assert not (tmp_path/'out').exists()
 
-@sets
 def test_a_plan_takes_settings_too():
     told = [in_process('plan', '--method', 'lora', '--device', 'cpu', *more).out
             for more in (['--rank', 64], ['--set', 'rank=64'], [])]

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, strategies as st
 from PIL import Image
 
-from styleboost.studies.results import images
+from styleboost.pictures import images
 from styleboost.pictures.images import ImageSet, Picture
 from styleboost.core import StyleboostError
 

@@ -8,51 +8,10 @@ ROOT = Path(__file__).resolve().parents[1]
 COLUMNS, LINES = 120, 40
 
 # Notebooks that break a rule as yet, and which: width, length, shown, imports. The list only gets shorter.
-NOT_YET = {
-    '00_core.ipynb': 'imports',
-    '90_demo.ipynb': 'width shown',
-    'bases/00_base.ipynb': 'shown',
-    'bases/01_processes.ipynb': 'width shown',
-    'bases/02_files.ipynb': 'width shown',
-    'bases/03_original_names.ipynb': 'width imports',
-    'bases/04_stable_diffusion.ipynb': 'width length shown',
-    'bases/05_amused.ipynb': 'width shown',
-    'bases/06_load.ipynb': 'width',
-    'bases/07_sampling.ipynb': 'width shown',
-    'exporting/00_export.ipynb': 'width length shown',
-    'judging/00_judge.ipynb': 'width length shown',
-    'judging/01_style.ipynb': 'width imports',
-    'judging/02_encoders.ipynb': 'width length shown',
-    'judging/03_metrics.ipynb': 'width length shown',
-    'judging/04_suggest.ipynb': 'width length',
-    'methods/00_method.ipynb': 'width shown',
-    'methods/01_adapters.ipynb': 'width shown',
-    'methods/02_textual_inversion.ipynb': 'width shown imports',
-    'methods/03_controlnet.ipynb': 'width shown imports',
-    'methods/09_load.ipynb': 'width',
-    'pictures/00_images.ipynb': 'imports',
-    'showing/00_figures.ipynb': 'width length shown',
-    'showing/01_report.ipynb': 'width shown imports',
-    'showing/02_page.ipynb': 'width length shown imports',
-    'studies/00_style.ipynb': 'width shown',
-    'studies/02_jobs.ipynb': 'width length imports',
-    'studies/03_cells.ipynb': 'width length shown imports',
-    'studies/04_comparison.ipynb': 'width length',
-    'studies/05_results.ipynb': 'width length shown',
-    'studies/06_study.ipynb': 'width length shown',
-    'training/00_recipes.ipynb': 'width length shown',
-    'training/01_priors.ipynb': 'width shown',
-    'training/02_objective.ipynb': 'width imports',
-    'training/03_batches.ipynb': 'width length',
-    'training/04_memory.ipynb': 'width length',
-    'training/06_loop.ipynb': 'width length shown',
-    'widgets/00_panels.ipynb': 'width length shown',
-    'widgets/01_picker.ipynb': 'width length shown',
-    'widgets/02_monitor.ipynb': 'width length shown',
-    'widgets/03_compare.ipynb': 'width length shown'}
+NOT_YET = {}
 
 # Imports that do not go upwards as yet, (who, whom). The list only gets shorter.
-NOT_YET_UP = {('showing.page', 'widgets.panels')}
+NOT_YET_UP = set()
 
 # Which rooms a room may import; it may also import what those import.
 ABOVE = dict(

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, strategies as st
 from PIL import Image
 
-from styleboost.studies.results import report
+from styleboost.showing import report
 from styleboost.pictures.images import ImageSet, Picture, png
 from styleboost.core import StyleboostError
 from styleboost.showing.report import Column, best, score_rows, write_report

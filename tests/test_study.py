@@ -5,9 +5,8 @@ from types import SimpleNamespace
 
 import pandas as pd, pytest, torch
 
-from styleboost.studies import cells, study as rooms
-from styleboost.widgets.compare import arms
-from styleboost.studies.results import images
+from styleboost.studies import arms, cells, study as rooms
+from styleboost.pictures import images
 from styleboost.studies.style import Style, own_style
 from styleboost.studies.comparison import in_words, paired, ranked, t_interval
 from styleboost.judging.encoders import load_encoder
@@ -310,10 +309,13 @@ def test_a_scheduler_that_does_not_exist_spoils_no_folder(make, tmp_path, refuse
     with refused('no scheduler', 'dpmp'): make(tmp_path/'s', scheduler='dpmp').run(progress=False)
     assert not (tmp_path/'s'/'study.json').exists()
 
-@pytest.mark.parametrize('kw,words', [(dict(method='nope'), ['There is no method', 'nope']), (dict(token='two words'), ['is not one word'])])
+@pytest.mark.parametrize('kw,words', [(dict(resolution=63), ['The resolution 63']), (dict(token='two words'), ['is not one word'])])
 def test_an_arm_that_cannot_be_trained_spoils_no_folder(make, quick, tmp_path, refused, kw, words):
     with refused('The arm aux cannot be trained', *words): make(tmp_path/'s', dict(none=quick(None), aux=replace(quick(), **kw))).run(progress=False)
     assert not (tmp_path/'s').exists()
+
+def test_no_arm_has_a_method_that_does_not_exist(quick, refused):
+    with refused('There is no method', 'nope'): replace(quick(), method='nope')
 
 # arms
 
@@ -343,9 +345,9 @@ def test_a_trained_arm_is_trained_once_and_draws_the_same_again(style, base, qui
     monkeypatch.setattr(arms, 'train', lambda *a, **kw: pytest.fail('trained again'))
     assert drawn(Trained(bench, quick()))==first
 
-def test_the_untouched_base_is_an_arm(style, base, tmp_path):
+def test_the_untouched_base_is_an_arm(style, base, quick, tmp_path):
     bench = Bench(style, base, (1,2), tmp_path, draw_steps=1, device='cpu')
-    arm = Untouched(bench, 'zwx')
+    arm = Untouched(bench, quick(None).method.phrase)
     arm.prepare(tmp_path/'base', 0)
     texts = [f'a photo of zwx style, {p.text}' for p in style.test]
     plain = arms.sample(base, texts, 5, 1, bench.guidance, bench.sampler)

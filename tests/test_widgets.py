@@ -4,21 +4,19 @@ from contextlib import contextmanager
 from html import unescape
 from pathlib import Path
 
-import numpy as np, pandas as pd, pytest
+import numpy as np, pandas as pd, pytest, safetensors.torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from styleboost.training import loop as training
 from styleboost.pictures.images import ImageSet, Picture, png
 from styleboost.core import StyleboostError, log
 from styleboost.pictures.prompts import Prompt
 from styleboost.training.runs import Run
 from styleboost.training.loop import train
-from styleboost.widgets import monitor
+from styleboost.widgets import monitor, panels
 from styleboost.widgets.picker import AuxPicker
 from styleboost.widgets.compare import Compare
 from styleboost.widgets.monitor import TrainingMonitor
-from styleboost.showing.figures import panels
 
 @pytest.fixture(scope='module')
 def pool(picture):
@@ -377,11 +375,11 @@ def test_a_real_run_in_the_background_stopped_and_gone_on_with_is_the_straight_r
 def test_interrupted_in_the_middle_of_a_checkpoint_nothing_is_lost(base, quick, tmp_path, monkeypatch):
     recipe = quick(steps=4, checkpoint=2)
     straight = train(recipe, tmp_path/'straight', base=base, progress=False, every=1, device='cpu')
-    save, calls = training.save_file, []
+    save, calls = safetensors.torch.save_file, []
     def interrupted(*args, **kw):
         if not calls: calls.append(os.kill(os.getpid(), signal.SIGINT))
         return save(*args, **kw)
-    monkeypatch.setattr(training, 'save_file', interrupted)
+    monkeypatch.setattr(safetensors.torch, 'save_file', interrupted)
     m = TrainingMonitor(recipe, tmp_path/'run', base=base, prompts=(), device='cpu')
     m.run()
     assert calls and m.state=='stopped' and {f.name for f in m.result.checkpoint.iterdir()}=={'weights.safetensors','optimizer.safetensors','state.json'}

@@ -37,7 +37,7 @@ class Condition(dict):
         "The rows of several conditions, one after the other."
         return cls({k:torch.cat([p[k] for p in parts]) for k in parts[0]})
 
-# %% ../../nbs/bases/00_base.ipynb #dfa752ef
+# %% ../../nbs/bases/00_base.ipynb #83dd44fd
 class Codec(Protocol):
     "Pictures <-> what the net works on: latents, pixels, token ids."
     downscale:int                        # pixels to one place of x, in each direction
@@ -57,7 +57,8 @@ class Reader(Protocol):
 
 class Process(Protocol):
     "How x is spoilt, what is asked of the net, and the way back."
-    def corrupt(self, xs, g)->tuple: "n clean x -> n spoilt ones, t (n,) on the processor, n answers y, by the random numbers of g."
+    def corrupt(self, xs, g)->tuple:
+        "n clean x -> n spoilt ones, t (n,) on the processor, n answers y, by the random numbers of g."
     def losses(self, pred, y, t)->torch.Tensor: "(n,)."
     def weighing(self, min_snr)->'Process': "The same with min-SNR weights, or a refusal."
     def start(self, shape, g)->torch.Tensor: "Where drawing begins, one x."

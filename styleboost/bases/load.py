@@ -26,12 +26,12 @@ def reader_of(folder):
     "The notebook that reads a folder; Stable Diffusion's refuses what nobody reads."
     return READERS.get(index_of(folder)[0], stable_diffusion)
 
-# %% ../../nbs/bases/06_load.ipynb #1ef49437
+# %% ../../nbs/bases/06_load.ipynb #c16569c4
 def load_base(
-    name:str|Path='tiny',             # "tiny", a folder in diffusers' layout, a .safetensors file, or a hub id (owner/name@revision)
+    name:str|Path='tiny',             # "tiny", a folder of diffusers, a file, or a hub id (owner/name@revision)
     device:str='cpu',                 # or 'cuda', 'mps'; None for the fastest there is
     dtype:torch.dtype=torch.float32,  # of net and text encoders; the autoencoder is always in single precision
-    config:str|Path=None,             # for a single file: a folder or hub id of the same family; FILE@CONFIG says the same
+    config:str|Path=None,             # for a single file: a folder or hub id of its family; FILE@CONFIG says the same
     variant:str=None,                 # of the weights, such as 'fp16'
     allow_pickle:bool=False,          # read .ckpt and .bin too, by `torch.load(weights_only=True)`
 )->Base:
@@ -47,7 +47,7 @@ def load_base(
     for m in base.modules.values(): m.requires_grad_(False).eval().to(device)
     return base
 
-# %% ../../nbs/bases/06_load.ipynb #c7fdcfe2
+# %% ../../nbs/bases/06_load.ipynb #3f53e43a
 def blank(
     family:str,         # a name of `FAMILIES`
     full:bool=False,    # at full size
@@ -56,17 +56,18 @@ def blank(
     **noise,            # scheduler settings that differ from the family's
 )->Base:
     "A base of a family's architecture that has learnt nothing; it reads with the embedded base's tokenizer."
-    if family not in FAMILIES: raise StyleboostError(f'There is no family {family!r}; choose one of {", ".join(FAMILIES)}.')
+    if family not in FAMILIES:
+        raise StyleboostError(f'There is no family {family!r}; choose one of {", ".join(FAMILIES)}.')
     if family in STABLE: return blank_stable(STABLE[family], full, device, seed, **noise)
     return amused.blank_amused(full, device, seed)
 
-# %% ../../nbs/bases/06_load.ipynb #e766e01d
+# %% ../../nbs/bases/06_load.ipynb #7f3db1f7
 def skeleton(
     base:Base|str,  # a base, or what `load_base` takes
 )->Base:            # on the current default device, such as 'meta'
     "A base's architecture without its weights, of which nothing is read."
     if isinstance(base, Base): return base.family.bones(base)
-    file = str(base).partition('@')[0]                                         # a single file may name its configuration after an @
+    file = str(base).partition('@')[0]               # a single file may name its configuration after an @
     path = find_base(file if Path(file).is_file() else base, weights=False)
     if not path.is_file(): return reader_of(path).bones_of(path, str(base))
     family = checkpoint_family(tensor_names(path))

@@ -12,15 +12,17 @@ import torch
 
 from ..core import StyleboostError
 
-# %% ../../nbs/bases/03_original_names.ipynb #1b00d9e9
+# %% ../../nbs/bases/03_original_names.ipynb #9e4af53d
 _unet_top = {'conv_in':'input_blocks.0.0', 'conv_norm_out':'out.0', 'conv_out':'out.2',
     'time_embedding.linear_1':'time_embed.0', 'time_embedding.linear_2':'time_embed.2',
     'add_embedding.linear_1':'label_emb.0.0', 'add_embedding.linear_2':'label_emb.0.2'}
 _unet_resnet = dict(norm1='in_layers.0', conv1='in_layers.2', time_emb_proj='emb_layers.1', norm2='out_layers.0',
     conv2='out_layers.3', conv_shortcut='skip_connection')
-_unet_name = re.compile(r'(down_blocks|mid_block|up_blocks)\.(?:(\d+)\.)?(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)')
+_unet_name = re.compile(r'(down_blocks|mid_block|up_blocks)\.(?:(\d+)\.)?'
+    r'(resnets|attentions|downsamplers|upsamplers)\.(\d+)\.(.+)')
 
 def _resnet_name(rest):
+    "The original's name for a part of a resnet."
     first, dot, last = rest.partition('.')
     return _unet_resnet[first]+dot+last if first in _unet_resnet else None
 
@@ -36,7 +38,7 @@ def unet_name(
     part, block, kind, i, rest = m[1], int(m[2] or 0), m[3], int(m[4]), m[5]
     n = config.layers_per_block+1                       # a block's places, its sampler's included
     if kind=='resnets' and (rest := _resnet_name(rest)) is None: return None
-    second = 0 if kind=='resnets' else 1                # attention stands behind the resnet that it belongs to
+    second = 0 if kind=='resnets' else 1                # attention stands behind its resnet
     if part=='mid_block': return f'middle_block.{2*i+second}.{rest}'
     if kind=='downsamplers': return f'input_blocks.{(block+1)*n}.0.op{rest.removeprefix("conv")}'
     if kind=='upsamplers':
@@ -45,16 +47,14 @@ def unet_name(
     where = f'input_blocks.{block*n+i+1}' if part=='down_blocks' else f'output_blocks.{block*n+i}'
     return f'{where}.{second}.{rest}'
 
-# %% ../../nbs/bases/03_original_names.ipynb #aeb6ab82
+# %% ../../nbs/bases/03_original_names.ipynb #caa8e4ac
 _vae_rules = [(r'mid_block\.resnets\.(\d)', lambda m: f'mid.block_{int(m[1])+1}'),
-    (r'mid_block\.attentions\.0\.group_norm', 'mid.attn_1.norm'), (r'mid_block\.attentions\.0\.to_([qkv])', r'mid.attn_1.\1'),
-    (r'mid_block\.attentions\.0\.to_out\.0', 'mid.attn_1.proj_out'), (r'down_blocks\.(\d+)\.resnets', r'down.\1.block'),
-    (r'down_blocks\.(\d+)\.downsamplers\.0', r'down.\1.downsample'), ('conv_shortcut', 'nin_shortcut'),
-    ('conv_norm_out', 'norm_out')]
-_clip_rules = [(r'^embeddings\.token_embedding', 'token_embedding'),
-    (r'^embeddings\.position_embedding\.weight', 'positional_embedding'), (r'^encoder\.layers', 'transformer.resblocks'),
-    (r'layer_norm(\d)', r'ln_\1'), (r'self_attn\.out_proj', 'attn.out_proj'), (r'mlp\.fc1', 'mlp.c_fc'),
-    (r'mlp\.fc2', 'mlp.c_proj'), (r'^final_layer_norm', 'ln_final')]
+    (r'mid_block\.attentions\.0\.group_norm', 'mid.attn_1.norm'),
+    (r'mid_block\.attentions\.0\.to_([qkv])', r'mid.attn_1.\1'),
+    (r'mid_block\.attentions\.0\.to_out\.0', 'mid.attn_1.proj_out'),
+    (r'down_blocks\.(\d+)\.resnets', r'down.\1.block'),
+    (r'down_blocks\.(\d+)\.downsamplers\.0', r'down.\1.downsample'),
+    ('conv_shortcut', 'nin_shortcut'), ('conv_norm_out', 'norm_out')]
 
 def _renamed(name, rules):
     for a,b in rules: name = re.sub(a, b, name)
@@ -64,13 +64,21 @@ def vae_tensors(
     vae,  # `AutoencoderKL`
 )->dict:
     "An autoencoder's weights by their original names."
-    last, out = len(vae.config.block_out_channels)-1, {}
+    last = len(vae.config.block_out_channels)-1
     up = [(r'up_blocks\.(\d+)\.resnets', lambda m: f'up.{last-int(m[1])}.block'),
           (r'up_blocks\.(\d+)\.upsamplers\.0', lambda m: f'up.{last-int(m[1])}.upsample')]
+    out = {}
     for k,v in vae.state_dict().items():
         k = _renamed(k, _vae_rules+up)
         out[k] = v[...,None,None] if 'attn_1' in k and v.ndim==2 else v
     return out
+
+# %% ../../nbs/bases/03_original_names.ipynb #b576c56c
+_clip_rules = [(r'^embeddings\.token_embedding', 'token_embedding'),
+    (r'^embeddings\.position_embedding\.weight', 'positional_embedding'),
+    (r'^encoder\.layers', 'transformer.resblocks'), (r'layer_norm(\d)', r'ln_\1'),
+    (r'self_attn\.out_proj', 'attn.out_proj'), (r'mlp\.fc1', 'mlp.c_fc'), (r'mlp\.fc2', 'mlp.c_proj'),
+    (r'^final_layer_norm', 'ln_final')]
 
 def clip_tensors(
     encoder,     # a CLIP text encoder of transformers
@@ -81,26 +89,22 @@ def clip_tensors(
     if not open_: return {f'transformer.text_model.{k}':v for k,v in state.items() if k!='text_projection.weight'}
     out = {}
     for k,v in state.items():
-        if k=='text_projection.weight': out['model.text_projection'] = v.T; continue
-        m = re.fullmatch(r'encoder\.layers\.(\d+)\.self_attn\.q_proj\.(weight|bias)', k)
-        if m:
+        query = re.fullmatch(r'encoder\.layers\.(\d+)\.self_attn\.q_proj\.(weight|bias)', k)
+        if k=='text_projection.weight': out['model.text_projection'] = v.T
+        elif query:
             qkv = torch.cat([state[k.replace('q_proj', f'{x}_proj')] for x in 'qkv'])
-            out[f'model.transformer.resblocks.{m[1]}.attn.in_proj_{m[2]}'] = qkv
+            out[f'model.transformer.resblocks.{query[1]}.attn.in_proj_{query[2]}'] = qkv
         elif not re.search(r'self_attn\.[kv]_proj', k): out[f'model.{_renamed(k, _clip_rules)}'] = v
     return out
 
-# %% ../../nbs/bases/03_original_names.ipynb #2bee694a
+# %% ../../nbs/bases/03_original_names.ipynb #58f420ca
 def single_tensors(
     base,   # a `Base` of Stable Diffusion, merged
 )->tuple:   # tensors, metadata
     "A whole model by the names of the original checkpoints: Stable Diffusion 1, 2, or SDXL."
     unet, encoders = base.modules['unet'], list(base.reader.parts.values())
     names = {k: unet_name(k, unet.config) for k in unet.state_dict()}
-    lost = [k for k,v in names.items() if v is None]
-    if lost:
-        more = f' and {len(lost)-1} more parts' if len(lost)>1 else ''
-        raise StyleboostError(f'{base.name} cannot become a single file: its U-Net has {lost[0]}{more} for which the layout of '
-            'Stable Diffusion\'s checkpoints has no place; export it to diffusers instead.')
+    _check_whole(base, names)
     two = len(encoders)>1
     where = ('conditioner.embedders.0','conditioner.embedders.1') if two else ('cond_stage_model',)
     out = {f'model.diffusion_model.{names[k]}':v for k,v in unet.state_dict().items()}
@@ -110,3 +114,11 @@ def single_tensors(
         out |= {f'{p}.{k}':v for k,v in clip_tensors(e, open_).items()}
     if two and base.process.settings['prediction_type']=='v_prediction': out['v_pred'] = torch.tensor([])
     return out, dict(format='pt')
+
+def _check_whole(base, names):
+    "Refuses a U-Net with parts that the original layout has no name for."
+    lost = [k for k,v in names.items() if v is None]
+    if not lost: return
+    more = f' and {len(lost)-1} more parts' if len(lost)>1 else ''
+    raise StyleboostError(f'{base.name} cannot become a single file: its U-Net has {lost[0]}{more} for which the '
+        'layout of Stable Diffusion\'s checkpoints has no place; export it to diffusers instead.')

@@ -78,7 +78,7 @@ def min_snr_weight(
     s = snr(schedule, t)
     return s.clamp(max=gamma)/(s + (schedule.config.prediction_type=='v_prediction'))
 
-# %% ../../nbs/bases/01_processes.ipynb #fb84a76e
+# %% ../../nbs/bases/01_processes.ipynb #0c1afe2d
 def named_scheduler(
     name:str,  # a short name of `SAMPLERS`, or of any diffusers scheduler class
     config,    # the base's own settings
@@ -94,13 +94,18 @@ def named_scheduler(
         lib = str(e).split(' library')[0].split()[-1]
         raise StyleboostError(f'The scheduler {name} needs a library that is not installed ({lib}); '
             f'install it, or choose {", ".join(SAMPLERS)}.') from e
-    plain, known = dict(prediction_type='epsilon', rescale_betas_zero_snr=False), inspect.signature(cls.__init__).parameters
-    deaf = [k for k,v in plain.items() if config.get(k, v)!=v and k not in known]
-    if deaf: note(f'{who} asks for {", ".join(f"{k}={config[k]}" for k in deaf)}, which {cls.__name__} does not know; '
-                  f'its pictures will be off, and {next(iter(SAMPLERS))} is safer.')
+    _check_known(cls, config, who)
     return made
 
-# %% ../../nbs/bases/01_processes.ipynb #3f838670
+def _check_known(cls, config, who):
+    "Warns of settings that a scheduler does not know."
+    plain = dict(prediction_type='epsilon', rescale_betas_zero_snr=False)
+    known = inspect.signature(cls.__init__).parameters
+    deaf = [f'{k}={config[k]}' for k,v in plain.items() if config.get(k, v)!=v and k not in known]
+    if deaf: note(f'{who} asks for {", ".join(deaf)}, which {cls.__name__} does not know; '
+                  f'its pictures will be off, and {next(iter(SAMPLERS))} is safer.')
+
+# %% ../../nbs/bases/01_processes.ipynb #c05fde38
 @dataclass(frozen=True)
 class Gaussian:
     "Noise or velocity prediction on a discrete schedule."
@@ -134,10 +139,11 @@ class Gaussian:
         "A scheduler of diffusers for this noise; the base's own unless named."
         return named_scheduler(self.default if name is None else name, self.schedule.config, self.name)
     def sampler(self, name, steps):
-        made = self.scheduler(name); made.set_timesteps(steps)
+        made = self.scheduler(name)
+        made.set_timesteps(steps)
         return Sampler(made)
 
-# %% ../../nbs/bases/01_processes.ipynb #e2b9c474
+# %% ../../nbs/bases/01_processes.ipynb #25ddfc5d
 @dataclass(frozen=True)
 class Flow:
     "Rectified flow: a straight line from the picture to noise."
@@ -149,8 +155,10 @@ class Flow:
     def corrupt(self, xs, g):
         eps = noises(xs, g)
         s = torch.sigmoid(torch.randn(len(xs), generator=g))
-        along = lambda x, e, s: x + s.to(x.device).view(-1, *[1]*(x.ndim-1))*(e-x)
-        return each(along, xs, eps, list(s)), s*self.schedule.config.num_train_timesteps, each(lambda x, e: e-x, xs, eps)
+        def direction(x, e): return e-x
+        def along(x, e, s): return x + s.to(x.device).view(-1, *[1]*(x.ndim-1))*(e-x)
+        t = s*self.schedule.config.num_train_timesteps
+        return each(along, xs, eps, list(s)), t, each(direction, xs, eps)
     def losses(self, pred, y, t): return ((pred.float()-y.float())**2).flatten(1).mean(1)
     def weighing(self, min_snr):
         if min_snr is None: return self
@@ -160,10 +168,11 @@ class Flow:
         if name in (None,'ddim'): name = self.default                 # what nobody asked for
         return named_scheduler(name, self.schedule.config, self.name)
     def sampler(self, name, steps):
-        made = self.scheduler(name); made.set_timesteps(steps)
+        made = self.scheduler(name)
+        made.set_timesteps(steps)
         return Sampler(made)
 
-# %% ../../nbs/bases/01_processes.ipynb #42c57c52
+# %% ../../nbs/bases/01_processes.ipynb #18c11aab
 @dataclass(frozen=True)
 class Masked:
     "Tokens, some of them hidden."
@@ -179,24 +188,28 @@ class Masked:
         ranks = noises([x.float() for x in xs], g, torch.rand)
         t = torch.rand(len(xs), generator=g)
         def hidden(x, r, t):
-            t = t.to(x.device)
-            n = (r[0].numel()*torch.cos(t*math.pi/2)).round().clamp(min=1)
+            "The n places of the lowest ranks."
+            n = (r[0].numel()*torch.cos(t.to(x.device)*math.pi/2)).round().clamp(min=1)
             place = r.flatten(1).argsort(-1).argsort(-1).view_as(r)
             return place < n.view(-1, *[1]*(r.ndim-1))
         hide = each(hidden, xs, ranks, list(t))
-        return [x.masked_fill(h, self.mask) for x,h in zip(xs,hide)], t, [x.masked_fill(~h, -100) for x,h in zip(xs,hide)]
+        spoilt = [x.masked_fill(h, self.mask) for x,h in zip(xs, hide)]
+        return spoilt, t, [x.masked_fill(~h, -100) for x,h in zip(xs, hide)]
     def losses(self, pred, y, t):
         "Mean cross-entropy of each row's hidden tokens; (n, codes, h, w) against (n, h, w)."
         rows = F.cross_entropy(pred.float(), y, ignore_index=-100, reduction='none').flatten(1)
         return rows.sum(1)/(y!=-100).flatten(1).sum(1)
     def weighing(self, min_snr):
         if min_snr is None: return self
-        raise StyleboostError(f'min_snr weighs the levels of Gaussian noise, and {self.name} works on tokens; leave it out.')
+        raise StyleboostError(f'min_snr weighs the levels of Gaussian noise, and {self.name} works on tokens; '
+            'leave it out.')
     def start(self, shape, g): return torch.full(shape, self.mask)
     def scheduler(self, name=None):
         if name in (None,'ddim'): name = self.default                 # what nobody asked for
-        if name!=self.default: raise StyleboostError(f'{self.name} draws tokens, which {self.default} alone can; leave the scheduler out.')
+        if name!=self.default:
+            raise StyleboostError(f'{self.name} draws tokens, which {self.default} alone can; leave the scheduler out.')
         return type(self.schedule).from_config(self.schedule.config)
     def sampler(self, name, steps):
-        made = self.scheduler(name); made.set_timesteps(steps, self.temperature)
+        made = self.scheduler(name)
+        made.set_timesteps(steps, self.temperature)
         return Sampler(made, alone=True)

@@ -20,8 +20,9 @@ from ..core import StyleboostError
 from ..devices import pick_device
 from ..pictures.tensors import to_pil, to_tensor
 
-# %% ../../nbs/bases/07_sampling.ipynb #0c1daf5c
-Term = namedtuple('Term', 'weight texts tuned', defaults=(True,))   # how much, what is asked of each picture, by the tuned model or its base
+# %% ../../nbs/bases/07_sampling.ipynb #c5bf98d7
+# how much, what we ask for each picture, and whether we ask the tuned model or its base
+Term = namedtuple('Term', 'weight texts tuned', defaults=(True,))
 
 def guided(
     texts:list,       # what to draw
@@ -32,7 +33,7 @@ def guided(
     if guidance<=1: return [Term(1., texts)]
     return [Term(guidance, texts), Term(1-guidance, [negative]*len(texts))]
 
-# %% ../../nbs/bases/07_sampling.ipynb #c93a44f0
+# %% ../../nbs/bases/07_sampling.ipynb #84abd2e5
 def predicted(
     base:Base,
     x:torch.Tensor,     # (n, ...) as the net wants it
@@ -41,7 +42,7 @@ def predicted(
     told:list,          # a `Condition` a term
 )->torch.Tensor:        # like the net's answer
     "The net's answer to a sum of terms."
-    answers, order = {}, range(len(terms))[::-1]                     # the last first: what guidance steers away from
+    answers, order = {}, range(len(terms))[::-1]           # the last first: what guidance steers away from
     for tuned,places in groupby(order, key=lambda i: terms[i].tuned):
         places = list(places)
         with nullcontext() if tuned else base.method.plain(base):
@@ -50,68 +51,85 @@ def predicted(
     *first, last = (answers[i] for i in range(len(terms)))
     return last + sum(w.weight*(a-last) for w,a in zip(terms, first)) if first else last
 
-# %% ../../nbs/bases/07_sampling.ipynb #a899fbbb
+# %% ../../nbs/bases/07_sampling.ipynb #d47d1c8e
 class Told:
     "What the net is told of the texts of a step; read again only when they change."
     def __init__(self, base, more=None): self.base, self.more, self.was = base, more or Condition(), None
+    def spelled(self, text, t):
+        "What the tokenizer gets for a text."
+        return self.base.method.spell(text, t) if text and self.base.method is not None else text
     def __call__(self, terms, t):
-        spell = (lambda text, t: text) if self.base.method is None else self.base.method.spell
-        texts = [[text and spell(text, t) for text in term.texts] for term in terms]
-        if texts!=self.was:
-            rows = self.base.reader([text for row in texts[::-1] for text in row])
-            self.was, self.now = texts, [rows[i:i+len(texts[0])]|self.more for i in range(0, rows.rows, len(texts[0]))][::-1]
+        texts = [[self.spelled(text, t) for text in term.texts] for term in terms]
+        if texts!=self.was: self.was, self.now = texts, self.read(texts)
         return self.now
+    def read(self, texts):
+        "A condition a term; the last term stands first in the batch, as in `predicted`."
+        n = len(texts[0])
+        c = self.base.reader([text for row in texts[::-1] for text in row])
+        return [c[i:i+n]|self.more for i in range(0, c.rows, n)][::-1]
 
-# %% ../../nbs/bases/07_sampling.ipynb #ac284315
+# %% ../../nbs/bases/07_sampling.ipynb #88753321
 def opened(model, device)->Base:
     "A `Base`; of a `Run` its model; of a name what `load_base` finds."
     if isinstance(model, (str,Path)): return load_base(model, device)
     return model.model(device) if hasattr(model, 'model') else model
 
-def _asked(base, prompts, seeds, steps, size, raw):
-    "Prompts as texts, seeds and size, checked."
-    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
-    seeds = list(range(seeds, seeds+len(prompts))) if isinstance(seeds, int) else list(seeds)
+def _check_asked(base, prompts, seeds, steps, size):
+    "Refuses seeds, steps and sizes that do not fit."
     if len(seeds)!=len(prompts):
-        raise StyleboostError(f'{len(prompts)} prompts have {len(seeds)} seeds; give one seed a prompt, or a single number.')
+        raise StyleboostError(f'{len(prompts)} prompts have {len(seeds)} seeds; '
+            'give one seed a prompt, or a single number.')
     if steps<1: raise StyleboostError(f'{steps} sampler steps were asked for; ask for at least one.')
-    size = size or base.resolution
-    size = (size,size) if isinstance(size, int) else tuple(size)
     step = base.codec.downscale
     if any(s%step for s in size):
         raise StyleboostError(f'{" by ".join(map(str, dict.fromkeys(size)))} pixels are no multiple of {step}, '
             'the step of this base\'s autoencoder.')
+
+def _asked(base, prompts, seeds, steps, size, raw):
+    "Prompts as texts, seeds and size, checked."
+    prompts = [prompts] if isinstance(prompts, str) else list(prompts)
+    seeds = list(range(seeds, seeds+len(prompts))) if isinstance(seeds, int) else list(seeds)
+    size = size or base.resolution
+    size = (size,size) if isinstance(size, int) else tuple(size)
+    _check_asked(base, prompts, seeds, steps, size)
     texts = prompts if raw or base.method is None else [base.method.phrase(p) for p in prompts]
     note_long(base, dict.fromkeys(texts))
     return texts, seeds, size
 
+# %% ../../nbs/bases/07_sampling.ipynb #6214b22b
+def _check_more(base, n, frame, pictures):
+    "Refuses a frame for a base that takes none, and pictures that are not one a prompt."
+    if frame is not None and not hasattr(base.net, 'downscale'):
+        raise StyleboostError(f'{base.name} is no SDXL and cannot be told a frame; leave the frame out.')
+    if pictures is not None and len(pictures)!=n:
+        raise StyleboostError(f'{n} prompts have {len(pictures)} pictures to follow; give one a prompt.')
+
 def _more(base, n, size, frame, pictures):
     "What the net is told besides the prompts: a frame for all, a picture for each."
+    _check_more(base, n, frame, pictures)
     more = Condition()
-    if frame is not None:
-        if not hasattr(base.net, 'downscale'):
-            raise StyleboostError(f'{base.name} is no SDXL and cannot be told a frame; leave the frame out.')
-        more['frame'] = torch.tensor([frame]*n, device=base.device)
+    if frame is not None: more['frame'] = torch.tensor([frame]*n, device=base.device)
     if pictures is None: return more
-    if len(pictures)!=n: raise StyleboostError(f'{n} prompts have {len(pictures)} pictures to follow; give one a prompt.')
     seen = {} if base.method is None else base.method.see(to_tensor(pictures, size[::-1]))
     if not seen: raise StyleboostError(f'{base.name} follows no picture; leave the pictures out.')
     return more | Condition(seen).to(base.device)
 
-# %% ../../nbs/bases/07_sampling.ipynb #3228f276
+# %% ../../nbs/bases/07_sampling.ipynb #8db81269
 def _draw(base, texts, seeds, more, size, steps, sampler, negative, guidance, bar):
     "One batch of pictures."
     gens = [torch.Generator().manual_seed(s) for s in seeds]
     way, told = base.process.sampler(sampler, steps), Told(base, more)
-    terms = guided if base.method is None else base.method.terms
-    terms = terms(texts, negative, guidance)
+    ask = guided if base.method is None else base.method.terms
+    terms = ask(texts, negative, guidance)
     x = torch.stack([base.process.start(base.codec.shape(size), g) for g in gens]).to(base.device)
     x = way.begin(x.to(base.net.dtype) if x.is_floating_point() else x)
     for t in way.timesteps:
-        x = way.step(predicted(base, way.input(x, t), t, terms, told(terms, t)), t, x, gens)
+        pred = predicted(base, way.input(x, t), t, terms, told(terms, t))
+        x = way.step(pred, t, x, gens)
         bar.update(len(texts)*steps/len(way.timesteps))
     return to_pil(base.codec.decode(x))
 
+# %% ../../nbs/bases/07_sampling.ipynb #283e1a6c
 @torch.no_grad()
 def sample(
     model,                  # a `Base`, a `Run`, or what `load_base` takes
@@ -134,8 +152,9 @@ def sample(
     texts, seeds, size = _asked(base, prompts, seeds, steps, size, raw)
     more = _more(base, len(texts), size, frame, pictures)
     batch, out = batch or min(32, at_once(size[0]*size[1])), []
+    how = dict(size=size, steps=steps, sampler=scheduler, negative=negative, guidance=guidance)
     with tqdm(total=len(texts)*steps, desc='sampling', disable=not progress, unit='step') as bar:
         for i in range(0, len(texts), batch):
             part = slice(i, i+batch)
-            out += _draw(base, texts[part], seeds[part], more[part] if more else more, size, steps, scheduler, negative, guidance, bar)
+            out += _draw(base, texts[part], seeds[part], more[part] if more else more, **how, bar=bar)
     return out

@@ -26,7 +26,7 @@ def merged(
     "The run's base with what it learnt folded into its weights; a model that the run has open stays as it is."
     return run.method.merge(Run(run.folder, run.step).model('cpu'))
 
-# %% ../../nbs/exporting/01_export.ipynb #86d457c8
+# %% ../../nbs/exporting/01_export.ipynb #538ccc8c
 LAYOUTS = ('diffusers','single-file','lora','kohya','embedding','controlnet')   # of all families and methods
 
 def layouts_of(run:Run, model:Base)->list:
@@ -35,11 +35,12 @@ def layouts_of(run:Run, model:Base)->list:
     return [*fit, *run.method.layouts]
 
 def _check_layout(run, model, to):
-    if to not in LAYOUTS: raise StyleboostError(f'There is no layout {to!r}; choose one of {", ".join(LAYOUTS)}.')
+    "Refuses a layout that this run's family and method do not have."
     have = layouts_of(run, model)
-    if to not in have:
-        raise StyleboostError(f'{run.folder} was trained by {run.method.name} on {model.family.title}, for which the layout {to} '
-            f'has no place; export it to {" or ".join(have)} instead.')
+    if to in have: return
+    way_out = f'export it to {" or ".join(have)} instead' if have else 'no other program reads it, so draw with the run'
+    raise StyleboostError(f'{run.folder} was trained by {run.method.name} on {model.family.title}, '
+        f'for which the layout {to} has no place; {way_out}.')
 
 def _tensors(run, model, to):
     "Tensors and metadata of a layout that is one file; None where it is a folder of diffusers."
@@ -48,16 +49,19 @@ def _tensors(run, model, to):
     made = model.family.layouts[to]
     return made(merged(run)) if made else None
 
-# %% ../../nbs/exporting/01_export.ipynb #4dd3f77c
+# %% ../../nbs/exporting/01_export.ipynb #6c992f0f
 SHOWN = ('woman farmer','man with glasses','house','dog')    # drawn for the card where a run has no samples
 
 def _samples(run):
     "What the card shows the model draw, with the words: the run's samples, or some drawn now."
     r, folder = run.recipe, run.folder/'samples'
-    kept = run.step is None and folder.is_dir() and any(f.is_file() for f in folder.iterdir())   # a study keeps folders there
-    if not kept: return sample(run, SHOWN, 0, r['steps_sampled'], r['guidance'], r['scheduler'], device='cpu', progress=True), SHOWN
-    ims = ImageSet.from_folder(folder)[:16]
-    return ims, ims.captions
+    # a study keeps folders there
+    kept = run.step is None and folder.is_dir() and any(f.is_file() for f in folder.iterdir())
+    if kept:
+        ims = ImageSet.from_folder(folder)[:16]
+        return ims, ims.captions
+    how = dict(steps=r['steps_sampled'], guidance=r['guidance'], scheduler=r['scheduler'])
+    return sample(run, SHOWN, 0, **how, device='cpu', progress=True), SHOWN
 
 def pictures_for(run, folder)->dict:
     "Sheets of what was shown to the model, and of what it draws, put beside the card: file -> what it shows."
@@ -70,11 +74,13 @@ def pictures_for(run, folder)->dict:
     shown = {f.name:'StyleRef' if f.stem.endswith('style') else 'Auxiliary images' for f in sheets}
     return {'samples.jpg': f'Drawn by this model: {", ".join(said)}', **shown}
 
-# %% ../../nbs/exporting/01_export.ipynb #9a0e5dcd
+# %% ../../nbs/exporting/01_export.ipynb #e3eb8a2d
 def _halved(tensors, half):
+    "Tensors as they are written, in half precision where that is asked for."
     return {k:(v.half() if half and v.is_floating_point() else v).contiguous() for k,v in tensors.items()}
 
 def _file_name(run, out, to, alone):
+    "What the file of a layout is called."
     own = run.method.layouts.get(to)
     if alone: return out.name
     return own.file if own and own.file else f'{out.resolve().name}.safetensors'
@@ -88,8 +94,18 @@ def _write(run, model, folder, to, half, file):
         with quiet(): (pipe.to(dtype=torch.float16) if half else pipe).save_pretrained(folder)
         return False
     save_file(_halved(made[0], half), folder/file, made[1])
-    for name,text in (own.beside(run.method, model) if own and own.beside else {}).items(): (folder/name).write_text(text, 'utf-8')
+    beside = own.beside(run.method, model) if own and own.beside else {}
+    for name,text in beside.items(): (folder/name).write_text(text, 'utf-8')
     return True
+
+# %% ../../nbs/exporting/01_export.ipynb #a44da139
+def _alone(out, to)->bool:
+    "Whether the file is written alone; refuses an unknown layout and a place that is taken."
+    if to not in LAYOUTS: raise StyleboostError(f'There is no layout {to!r}; choose one of {", ".join(LAYOUTS)}.')
+    alone = out.suffix=='.safetensors' and to!='diffusers'
+    if not alone: new_folder(out, make=False)
+    elif out.exists(): raise StyleboostError(f'{out} exists; choose another name.')
+    return alone
 
 def export(
     run:Run|str|Path,    # a finished run; `Run(folder, step)` for what it had learnt by a step that it kept
@@ -100,28 +116,28 @@ def export(
 )->Path:                 # what to open
     "A run for other programs, with a model card."
     run, out = run if isinstance(run, Run) else Run(run), Path(out)
-    if to not in LAYOUTS: raise StyleboostError(f'There is no layout {to!r}; choose one of {", ".join(LAYOUTS)}.')
-    alone = out.suffix=='.safetensors' and to!='diffusers'
-    if not alone: new_folder(out, make=False)
-    elif out.exists(): raise StyleboostError(f'{out} exists; choose another name.')
+    alone = _alone(out, to)
     model = run.model('cpu')
     _check_layout(run, model, to)
-    if (own := run.method.layouts.get(to)) and own.warning: note(own.warning)
-    file = _file_name(run, out, to, alone)
+    own, file = run.method.layouts.get(to), _file_name(run, out, to, alone)
+    if own and own.warning: note(own.warning)
     out.parent.mkdir(parents=True, exist_ok=True)
     with whole(out) as part:
         folder = part.with_name(part.name+'.folder') if alone else part
         folder.mkdir()
         one = _write(run, model, folder, to, half, file)
-        if alone: (folder/file).replace(part); shutil.rmtree(folder)
+        if alone:
+            (folder/file).replace(part)
+            shutil.rmtree(folder)
         else:
             name = out.resolve().name
             shown = pictures_for(run, folder) if pictures else {}
-            (folder/'README.md').write_text(card(run, model, to, f'{name}/{file}' if one else name, shown), 'utf-8')
+            text = card(run, model, to, f'{name}/{file}' if one else name, shown)
+            (folder/'README.md').write_text(text, 'utf-8')
     if alone: note(f'{out} is written alone; give a folder to get a model card with it.')
     return out if alone or not one else out/file
 
-# %% ../../nbs/exporting/01_export.ipynb #5962b757
+# %% ../../nbs/exporting/01_export.ipynb #3c4ecc3c
 def push(
     folder:str|Path,    # as `export` wrote it, with its card
     repo_id:str,        # name/repository
@@ -132,12 +148,13 @@ def push(
     if not (folder/'README.md').exists():
         raise StyleboostError(f'{folder} has no README.md; give a folder that `styleboost export` wrote.')
     if huggingface_hub.get_token() is None:
-        raise StyleboostError(f'{folder} is not put on the hub, since nobody is logged in there; run `hf auth login` first.')
+        raise StyleboostError(f'{folder} is not put on the hub, since nobody is logged in there; '
+            'run `hf auth login` first.')
     try:
         url = huggingface_hub.create_repo(repo_id, private=private, exist_ok=True)
         huggingface_hub.upload_folder(repo_id=repo_id, folder_path=folder, commit_message='A style, by styleboost')
     except (OSError, ValueError, huggingface_hub.errors.HfHubHTTPError) as e:
         why = ' '.join(str(e).split())[:200].rstrip('.')
-        raise StyleboostError(f'{folder} could not be put on the hub as {repo_id} ({why}); check the name, your rights and '
-            'the connection.') from e
+        raise StyleboostError(f'{folder} could not be put on the hub as {repo_id} ({why}); '
+            'check the name, your rights and the connection.') from e
     return str(url)

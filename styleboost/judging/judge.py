@@ -131,6 +131,16 @@ def ordinary_to(
          'it is measured on the embedded pictures; this takes a few seconds.')
     return measure_ordinary(image)
 
+# %% ../../nbs/judging/01_judge.ipynb #3e30459a
+JUDGE = Path(__file__).parent/'weights' if '__file__' in globals() else Path('../../styleboost/judging/weights')
+
+def _read_image_encoder(folder):
+    "The image encoder in a judge's folder, in single precision, and the names of its styles."
+    cfg = json.loads((folder/'config.json').read_text())
+    image = ImageEncoder(len(cfg['styles']), cfg['width'], cfg['shared'])
+    image.load_state_dict({k: v.float() for k,v in load_file(folder/'image_encoder.safetensors').items()})
+    return image, cfg['styles']
+
 # %% ../../nbs/judging/01_judge.ipynb #612fd6e9
 def token_ids(
     tokenizer,   # with a greatest length
@@ -144,9 +154,7 @@ def token_ids(
              f'"{long[0][:40]}…"; text alignment judges them by their beginning.')
     return tokenizer(texts, padding='max_length', truncation=True, max_length=most, return_tensors='pt').input_ids
 
-# %% ../../nbs/judging/01_judge.ipynb #9a0c51c3
-JUDGE = Path(__file__).parent/'weights' if '__file__' in globals() else Path('../../styleboost/judging/weights')
-
+# %% ../../nbs/judging/01_judge.ipynb #9cc08d26
 # Here misses and false alarms balance on held-out subjects of the pre-training sets.
 PERSON = .2
 
@@ -188,14 +196,7 @@ class Judge(nn.Module):
         "Means and deviations of ordinary pictures: kept in its folder, or measured where what is kept does not fit."
         return ordinary_to(self.image, self.folder)
 
-# %% ../../nbs/judging/01_judge.ipynb #83017d9c
-def _read_image_encoder(folder):
-    "The image encoder in a judge's folder, in single precision, and the names of its styles."
-    cfg = json.loads((folder/'config.json').read_text())
-    image = ImageEncoder(len(cfg['styles']), cfg['width'], cfg['shared'])
-    image.load_state_dict({k: v.float() for k,v in load_file(folder/'image_encoder.safetensors').items()})
-    return image, cfg['styles']
-
+# %% ../../nbs/judging/01_judge.ipynb #37b1147b
 @patch
 def save(self:Judge, folder:str|Path):
     "Writes the encoders in half precision, and what is ordinary to them, for `load_judge`."

@@ -19,7 +19,19 @@ from ..bases.base import Base
 from ..core import StyleboostError
 from .method import Layout, Method, state
 
-# %% ../../nbs/methods/01_adapters.ipynb #32383d36
+# %% ../../nbs/methods/01_adapters.ipynb #40af26ab
+def _check(a):
+    "Refuses settings that peft would stumble over later."
+    if not (isinstance(a.rank, int) and a.rank>=1):
+        raise StyleboostError(f'The rank of {a.name} is {a.rank!r}; it must be a whole number of at least 1.')
+    if a.targets not in ('attention','all'):
+        raise StyleboostError(f'The targets of {a.name} are {a.targets!r}; choose attention or all.')
+    if a.targets=='all' and not a.convolutions:
+        fit = ', '.join(b.name for b in ADAPTERS if b.convolutions)
+        raise StyleboostError(f'The method {a.name} is for linear layers only; set targets to attention, '
+            f'or choose one of {fit}.')
+
+# %% ../../nbs/methods/01_adapters.ipynb #1bbbd4b4
 @dataclass(frozen=True, kw_only=True)
 class Adapter(Method):
     "A peft adapter on the net, and on the reader if asked for."
@@ -29,21 +41,14 @@ class Adapter(Method):
     wraps = True
     config = ''                # peft's class
     convolutions = True        # whether it takes them
-    def __post_init__(self):
-        if not (isinstance(self.rank, int) and self.rank>=1):
-            raise StyleboostError(f'The rank of {self.name} is {self.rank!r}; it must be a whole number of at least 1.')
-        if self.targets not in ('attention','all'):
-            raise StyleboostError(f'The targets of {self.name} are {self.targets!r}; choose attention or all.')
-        if self.targets=='all' and not self.convolutions:
-            fit = ', '.join(a.name for a in ADAPTERS if a.convolutions)
-            raise StyleboostError(f'The method {self.name} is for linear layers only; set targets to attention, or choose one of {fit}.')
+    def __post_init__(self): _check(self)
     def settings_of_peft(self): return dict(r=self.rank)
     def peft_config(self, layers): return getattr(peft, self.config)(target_modules=layers, **self.settings_of_peft())
     def attach(self, base, seed=0):
-        parts = {k:base.net.targets for k in base.net.parts}
-        if self.text_encoder: parts |= {k:base.reader.targets for k in base.reader.parts}
         if not hasattr(peft, self.config):
             raise StyleboostError(f'This peft does not know {self.name}; install a newer one, or choose lora.')
+        parts = {k:base.net.targets for k in base.net.parts}
+        if self.text_encoder: parts |= {k:base.reader.targets for k in base.reader.parts}
         devices = [base.device] if base.device.type=='cuda' else []
         with torch.random.fork_rng(devices), warnings.catch_warnings():
             # BOFT does without its CUDA extension, and gets the same
@@ -60,7 +65,7 @@ class Adapter(Method):
         "peft's own names in files: without the adapter's."
         return re.sub(r'\.default(?=\.|$)', '', name).replace('lora_magnitude_vector.weight', 'lora_magnitude_vector')
 
-# %% ../../nbs/methods/01_adapters.ipynb #184daf13
+# %% ../../nbs/methods/01_adapters.ipynb #489e6e71
 def wrapped_layers(base)->list:
     "The wrapped layers of all modules: (module, name, layer)."
     return [(m, n, l) for m in base.modules.values() for n,l in m.named_modules() if isinstance(l, BaseTunerLayer)]
@@ -79,7 +84,8 @@ def plain(self:Adapter, base):
 def merge(self:Adapter, base)->Base:
     "The base with the corrections added to its weights, in place."
     for module,name,layer in wrapped_layers(base):
-        layer.merge(); module.set_submodule(name, layer.get_base_layer())
+        layer.merge()
+        module.set_submodule(name, layer.get_base_layer())
     for m in base.modules.values():
         if hasattr(m, 'peft_config'): del m.peft_config
     return replace(base, method=None)
@@ -126,7 +132,7 @@ class Boft(Adapter):
 
 ADAPTERS = (Lora, Dora, RsLora, Loha, Lokr, Hira, Oft, Boft, Hra, Miss, Gralora)
 
-# %% ../../nbs/methods/01_adapters.ipynb #c540bafb
+# %% ../../nbs/methods/01_adapters.ipynb #47d0d21d
 def by_part(base)->dict:
     "What was learnt, by module: names as in files -> tensors."
     parts = {}
@@ -138,7 +144,7 @@ def by_part(base)->dict:
 def lora_tensors(method, base)->tuple:
     "An adapter as `load_lora_weights` reads it: tensors, metadata."
     keep = ('r','lora_alpha','target_modules','use_dora','use_rslora')
-    plain = lambda v: sorted(v) if isinstance(v, set) else v
+    def plain(v): return sorted(v) if isinstance(v, set) else v
     settings, out = {}, {}
     for part,tensors in by_part(base).items():
         side = base.net if part in base.net.parts else base.reader
@@ -149,7 +155,7 @@ def lora_tensors(method, base)->tuple:
             out[f'{part}.{k}'+('.weight' if length else '')] = v
     return out, dict(format='pt', lora_adapter_metadata=json.dumps(settings, sort_keys=True))
 
-# %% ../../nbs/methods/01_adapters.ipynb #3f1c448f
+# %% ../../nbs/methods/01_adapters.ipynb #af821c27
 _renamed = {'lora_A.weight':'lora_down.weight', 'lora_B.weight':'lora_up.weight', 'lora_magnitude_vector':'dora_scale'}
 
 def _kohya_layers(tensors):
@@ -163,7 +169,9 @@ def _kohya_layers(tensors):
 def _kohya_layer(method, ws):
     "One layer's tensors as kohya has them, its alpha included."
     ws, alpha = dict(ws), method.strength
-    if 'dora_scale' in ws: ws['dora_scale'] = ws['dora_scale'].reshape(-1, *[1]*(ws['lora_down.weight'].ndim-1))
+    if 'dora_scale' in ws:
+        flat = [1]*(ws['lora_down.weight'].ndim-1)
+        ws['dora_scale'] = ws['dora_scale'].reshape(-1, *flat)
     if 'lokr_w1' in ws and 'lokr_w2' in ws:             # two whole matrices: LyCORIS takes no alpha for them
         ws['lokr_w1'] = ws['lokr_w1']*(alpha/method.rank)
         alpha = float(method.rank)
@@ -173,26 +181,36 @@ def _kohya_layer(method, ws):
 def kohya_tensors(method, base)->tuple:
     "An adapter as ComfyUI and AUTOMATIC1111 read it: tensors, metadata."
     if not hasattr(base.family, 'kohya_name'):
-        raise StyleboostError(f'The layout kohya has no names for the layers of {base.family.title}; export to lora or diffusers instead.')
-    out, lycoris = {}, method.name in ('dora','loha','lokr')
+        raise StyleboostError(f'The layout kohya has no names for the layers of {base.family.title}; '
+            'export to lora or diffusers instead.')
+    out = {}
     for part,tensors in by_part(base).items():
         for layer,ws in _kohya_layers(tensors).items():
             name = base.family.kohya_name(base, part, layer)
             out |= {f'{name}.{k}':v for k,v in _kohya_layer(method, ws).items()}
-    about = dict(ss_network_module='lycoris.kohya' if lycoris else 'networks.lora', ss_network_dim=method.rank,
-        ss_network_alpha=method.strength, **base.family.kohya_about(base), **{'modelspec.trigger_phrase':method.phrase()})
-    if lycoris: about['ss_network_args'] = json.dumps(dict(algo='lora' if method.name=='dora' else method.name))
-    return out, {k:str(v) for k,v in about.items()}
+    return out, {k:str(v) for k,v in _kohya_about(method, base).items()}
 
-# %% ../../nbs/methods/01_adapters.ipynb #419559f5
-_place = 'In ComfyUI put `{name}` into `models/loras`, in AUTOMATIC1111 into `models/Lora`, and use it as `<lora:{stem}:1>`.'
+def _kohya_about(method, base):
+    "What kohya's trainers write about a file."
+    lycoris = method.name in ('dora','loha','lokr')
+    about = dict(ss_network_module='lycoris.kohya' if lycoris else 'networks.lora', ss_network_dim=method.rank,
+        ss_network_alpha=method.strength, **base.family.kohya_about(base))
+    about['modelspec.trigger_phrase'] = method.phrase()
+    if lycoris: about['ss_network_args'] = json.dumps(dict(algo='lora' if method.name=='dora' else method.name))
+    return about
+
+# %% ../../nbs/methods/01_adapters.ipynb #94b05d9b
+_place = ('In ComfyUI put `{name}` into `models/loras`, in AUTOMATIC1111 into `models/Lora`, '
+    'and use it as `<lora:{stem}:1>`.')
+_dora_place = _place+('\n\nPrograms differ on DoRA: LyCORIS reads this file as it was trained, ComfyUI with a small '
+    'difference, and AUTOMATIC1111 takes the lengths along the other axis, which spoils it; '
+    'the single-file layout is exact everywhere.')
+_dora_warning = ('AUTOMATIC1111 misreads this kind of DoRA and ComfyUI differs a little; '
+    'the layout single-file is exact in both.')
 _load = 'pipe.load_lora_weights("{file}")'
 LORA = Layout(lora_tensors, 'pytorch_lora_weights.safetensors', _load, tags=('lora',))
 KOHYA = Layout(kohya_tensors, '', _load, _place, ('lora',))
 
 Lora.layouts = RsLora.layouts = dict(lora=LORA, kohya=KOHYA)
-Dora.layouts = dict(lora=LORA, kohya=replace(KOHYA, python='', place=_place+'\n\nPrograms differ on DoRA: LyCORIS reads this '
-    'file as it was trained, ComfyUI with a small difference, and AUTOMATIC1111 takes the lengths along the other axis, '
-    'which spoils it; the single-file layout is exact everywhere.',
-    warning='AUTOMATIC1111 misreads this kind of DoRA and ComfyUI differs a little; the layout single-file is exact in both.'))
+Dora.layouts = dict(lora=LORA, kohya=replace(KOHYA, python='', place=_dora_place, warning=_dora_warning))
 Loha.layouts = Lokr.layouts = dict(kohya=replace(KOHYA, python=''))

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['edges', 'Controlled', 'ControlNet', 'control_tensors']
 
-# %% ../../nbs/methods/03_controlnet.ipynb #0761f1fc
+# %% ../../nbs/methods/03_controlnet.ipynb #b7212791
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
+from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import nn
 
 from ..core import StyleboostError, first_line
@@ -46,8 +47,20 @@ class Controlled(nn.Module):
         down, mid = self.control(x, t, controlnet_cond=picture, return_dict=False, **self.inner.told(x, c))
         return self.inner(xt, t, c, down_block_additional_residuals=down, mid_block_additional_residual=mid)
 
-# %% ../../nbs/methods/03_controlnet.ipynb #24f873a6
+# %% ../../nbs/methods/03_controlnet.ipynb #0410defc
 _widths = (16,32,96,256)
+
+def _control(base):
+    "A copy of the base's encoder, with convolutions of nought; refuses a base without a U-Net."
+    unet = base.net.parts.get('unet')
+    if not isinstance(unet, UNet2DConditionModel):
+        raise StyleboostError(f'{base.name} has no U-Net that a ControlNet could add to; '
+            'choose Stable Diffusion 1.x, 2.x or XL.')
+    halvings = base.codec.downscale.bit_length()-1
+    try: return ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=_widths[:halvings+1])
+    except (ValueError, TypeError, RuntimeError) as e:
+        raise StyleboostError(f'A ControlNet does not fit {base.name} ({first_line(e)}); '
+            'choose another base or method.') from e
 
 @dataclass(frozen=True, kw_only=True)
 class ControlNet(Method):
@@ -56,17 +69,10 @@ class ControlNet(Method):
     wraps = True
     no_place = ('diffusers','single-file')
     def attach(self, base, seed=0):
-        from diffusers import ControlNetModel, UNet2DConditionModel
-        unet = base.net.parts.get('unet')
-        if not isinstance(unet, UNet2DConditionModel):
-            raise StyleboostError(f'{base.name} has no U-Net that a ControlNet could add to; choose Stable Diffusion 1.x, 2.x or XL.')
-        halvings = base.codec.downscale.bit_length()-1
         devices = [base.device] if base.device.type=='cuda' else []
         with torch.random.fork_rng(devices):
             torch.manual_seed(seed)
-            try: control = ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=_widths[:halvings+1])
-            except (ValueError, TypeError, RuntimeError) as e:
-                raise StyleboostError(f'A ControlNet does not fit {base.name} ({first_line(e)}); choose another base or method.') from e
+            control = _control(base)
         return replace(base, net=Controlled(base.net, control.to(base.device).requires_grad_(True)))
     def see(self, x): return dict(picture=edges(x))
     def through(self, base): return base.net.parts
@@ -79,15 +85,18 @@ class ControlNet(Method):
         "The paper trains at 1e-5; a small base takes more."
         return dict(lr=1e-3 if sum(p.numel() for p in base.net.parameters())<200e6 else 1e-5)
 
-# %% ../../nbs/methods/03_controlnet.ipynb #7a33a26e
+# %% ../../nbs/methods/03_controlnet.ipynb #436f7ca9
 def control_tensors(method, base)->tuple:
     "The control under diffusers' names: tensors, metadata."
     return {k.removeprefix('controlnet.'):v for k,v in state(base).items()}, dict(format='pt')
 
 def _config(method, base):
+    "What diffusers reads beside the weights."
     return {'config.json': base.net.control.to_json_string()}
 
 ControlNet.layouts = dict(controlnet=Layout(control_tensors, 'diffusion_pytorch_model.safetensors',
-    'from diffusers import ControlNetModel\ncontrol = ControlNetModel.from_pretrained("{folder}")   # for StableDiffusionControlNetPipeline',
-    'In ComfyUI and AUTOMATIC1111 put `{name}` into `models/controlnet`, and give it the edges of a picture (Sobel, white on black).',
-    ('controlnet',), beside=_config))
+    python='from diffusers import ControlNetModel\n'
+        'control = ControlNetModel.from_pretrained("{folder}")   # for StableDiffusionControlNetPipeline',
+    place='In ComfyUI and AUTOMATIC1111 put `{name}` into `models/controlnet`, '
+        'and give it the edges of a picture (Sobel, white on black).',
+    tags=('controlnet',), beside=_config))

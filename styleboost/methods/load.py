@@ -11,15 +11,17 @@ from dataclasses import fields
 
 from ..core import StyleboostError
 
-# %% ../../nbs/methods/09_load.ipynb #5dfd54ff
-_adapters = dict(lora='Lora', dora='Dora', rslora='RsLora', loha='Loha', lokr='Lokr', hira='Hira', oft='Oft', boft='Boft',
-    hra='Hra', miss='Miss', gralora='Gralora')
+# %% ../../nbs/methods/09_load.ipynb #7e3b0e12
+_adapters = dict(lora='Lora', dora='Dora', rslora='RsLora', loha='Loha', lokr='Lokr', hira='Hira', oft='Oft',
+    boft='Boft', hra='Hra', miss='Miss', gralora='Gralora')
 METHODS = dict(
     full='method:Full',
     **{name:f'adapters:{cls}' for name,cls in _adapters.items()},
     textual_inversion='textual_inversion:TextualInversion',
-    controlnet='controlnet:ControlNet')
+    controlnet='controlnet:ControlNet',
+    hypernetwork='hypernetwork:Hypernetwork')
 
+# %% ../../nbs/methods/09_load.ipynb #7e9185da
 def method_class(name:str):
     "The class of a method."
     if name not in METHODS: raise StyleboostError(f'There is no method {name!r}; choose one of {", ".join(METHODS)}.')

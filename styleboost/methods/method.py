@@ -92,9 +92,10 @@ class Method:
         pred = base.net(batch.xt, batch.t, base.reader(batch.texts)|batch.told)
         return base.process.losses(pred, batch.y, batch.t)
 
-# %% ../../nbs/methods/00_method.ipynb #c0958c80
+# %% ../../nbs/methods/00_method.ipynb #80da8c23
 @contextmanager
 def _refused(sentence):
+    "A block that is never entered."
     raise StyleboostError(sentence)
     yield
 
@@ -124,7 +125,7 @@ def defaults(self:Method, base)->dict:
     "Fields of a recipe that it leaves open, where the method knows better than the base."
     return {}
 
-# %% ../../nbs/methods/00_method.ipynb #e565e206
+# %% ../../nbs/methods/00_method.ipynb #aa0ca6a4
 def attached(
     base:Base,       # untouched; it is not changed
     method:Method,
@@ -132,7 +133,8 @@ def attached(
 )->Base:
     "A base with the method in it."
     if base.method is not None:
-        raise StyleboostError(f'{base.name} has been tuned to {" and ".join(map(repr, base.method.words))} already; train on its base.')
+        raise StyleboostError(f'{base.name} has been tuned to {" and ".join(map(repr, base.method.words))} already; '
+            'train on its base.')
     own = base.own()
     for m in own.modules.values(): m.requires_grad_(False)
     own = method.attach(own, seed)
@@ -152,27 +154,35 @@ def state(base:Base)->dict:
 def restore(base:Base, tensors:dict):
     "Puts what was learnt into a base with the same method."
     have = learnt(base)
-    other = sorted(k for k in have.keys()|tensors.keys()
-                   if k not in have or k not in tensors or have[k].shape!=tensors[k].shape)
-    if other:
-        more = f' and {len(other)-1} more' if len(other)>1 else ''
-        raise StyleboostError(f'The weights are not those of {base.method.name} with these settings: {other[0]}{more} '
-            'do not match; use the recipe that they were trained with.')
+    _check_same(base.method, have, tensors)
     for k,p in have.items(): p.copy_(tensors[k])
+
+def _check_same(method, have, tensors):
+    "Refuses tensors of other names or shapes."
+    def fits(k): return k in have and k in tensors and have[k].shape==tensors[k].shape
+    other = sorted(k for k in have.keys()|tensors.keys() if not fits(k))
+    if not other: return
+    more = f' and {len(other)-1} more' if len(other)>1 else ''
+    raise StyleboostError(f'The weights are not those of {method.name} with these settings: {other[0]}{more} '
+        'do not match; use the recipe that they were trained with.')
 
 def frozen(base:Base)->Base:
     "The base at rest: nothing trains, everything is in evaluation mode."
     for m in base.modules.values(): m.requires_grad_(False).eval()
     return base
 
-# %% ../../nbs/methods/00_method.ipynb #dd43440a
-def _kind(annotation)->str: return annotation if isinstance(annotation, str) else getattr(annotation, '__name__', str(annotation))
+# %% ../../nbs/methods/00_method.ipynb #41a91a42
+_YES_NO = {'true':True, 'yes':True, '1':True, 'false':False, 'no':False, '0':False}
+
+def _kind(annotation)->str:
+    "A field's annotation as text."
+    return annotation if isinstance(annotation, str) else getattr(annotation, '__name__', str(annotation))
 
 def _read(text, kind):
     "A text as what a field's annotation asks for."
     kinds = [k.strip() for k in _kind(kind).split('|')]
     if text.lower() in ('none','null') and 'None' in kinds: return None
-    if 'bool' in kinds: return {'true':True, 'yes':True, '1':True, 'false':False, 'no':False, '0':False}[text.lower()]
+    if 'bool' in kinds: return _YES_NO[text.lower()]
     if 'int' in kinds and re.fullmatch(r'[+-]?\d+', text): return int(text)
     if 'float' in kinds: return float(text)
     if 'int' in kinds: raise ValueError(text)

@@ -36,7 +36,7 @@ class NewRows(nn.Module):
         rows = torch.cat([self.table.weight[:self.first], self.rows.to(self.table.weight.dtype)])
         return nn.Embedding.from_pretrained(rows.detach().clone(), freeze=True)
 
-# %% ../../nbs/methods/02_textual_inversion.ipynb #ffa712b4
+# %% ../../nbs/methods/02_textual_inversion.ipynb #2a62e5d7
 def add_words(
     base,         # owned: it is changed
     names:list,   # what the tokenizer is to know as one token each
@@ -46,21 +46,28 @@ def add_words(
     for part,encoder in base.reader.encoders.items():
         tok, table = base.reader.tokenizers[part], encoder.get_input_embeddings()
         ids = tok(like, add_special_tokens=False).input_ids
-        if not ids: raise StyleboostError(f'The words begin as {like!r}, which is no word; give one that the base knows, such as style.')
+        if not ids:
+            raise StyleboostError(f'The words begin as {like!r}, which is no word; '
+                'give one that the base knows, such as style.')
         first = len(tok)
         if tok.add_tokens(names)!=len(names):
             raise StyleboostError(f'{base.name} knows one of {", ".join(names)} already; choose another word.')
         row = table.weight[ids].mean(0, keepdim=True).detach()
         encoder.set_input_embeddings(NewRows(table, row.float().repeat(len(names), 1), first))
-        encoder.config.eos_token_id = tok.eos_token_id     # old settings pool at the highest id, which is now a new word's
-        if hasattr(inner := getattr(encoder, 'text_model', encoder), 'eos_token_id'): inner.eos_token_id = tok.eos_token_id
+        _pool_at_the_end(encoder, tok.eos_token_id)
+
+def _pool_at_the_end(encoder, end):
+    "Old settings pool at the highest id, which is now a new word's."
+    encoder.config.eos_token_id = end
+    inner = getattr(encoder, 'text_model', encoder)
+    if hasattr(inner, 'eos_token_id'): inner.eos_token_id = end
 
 def tables(base)->dict:
     "The tables with new rows, by part."
     found = {k:e.get_input_embeddings() for k,e in base.reader.encoders.items()}
     return {k:t for k,t in found.items() if isinstance(t, NewRows)}
 
-# %% ../../nbs/methods/02_textual_inversion.ipynb #ac02c854
+# %% ../../nbs/methods/02_textual_inversion.ipynb #e75a9c5d
 @dataclass(frozen=True, kw_only=True)
 class TextualInversion(Method):
     "Rows of the vocabulary for the style's word (Gal et al. 2023, eq. 2)."
@@ -77,7 +84,8 @@ class TextualInversion(Method):
         add_words(base, [n for w in self.words for n in self.names(w)], self.init)
         return base
     def spell(self, text, t=None, picture=None):
-        for w in self.words: text = re.sub(rf'(?<![\w-]){re.escape(w)}(?![\w-])', ' '.join(self.names(w)), text)
+        for w in self.words:
+            text = re.sub(rf'(?<![\w-]){re.escape(w)}(?![\w-])', ' '.join(self.names(w)), text)
         return text
     def groups(self, base):
         "A row has no weights that ought to be small."
@@ -91,16 +99,18 @@ class TextualInversion(Method):
             encoder.config.vocab_size = encoder.get_input_embeddings().num_embeddings
         return replace(base, method=None)
 
-# %% ../../nbs/methods/02_textual_inversion.ipynb #1fe19998
+# %% ../../nbs/methods/02_textual_inversion.ipynb #b01e7c52
 def embedding_tensors(method, base)->tuple:
     "The rows as other programs read them: tensors, metadata."
     if len(method.words)>1:
-        raise StyleboostError(f'An embedding file holds one word, and this run has learnt {len(method.words)}; export it to diffusers instead.')
+        raise StyleboostError(f'An embedding file holds one word, and this run has learnt {len(method.words)}; '
+            'export it to diffusers instead.')
     rows = [t.rows.detach() for t in tables(base).values()]
     names = ('emb_params',) if len(rows)==1 else ('clip_l','clip_g')
     return dict(zip(names, rows)), dict(format='pt', word=method.words[0])
 
 TextualInversion.layouts = dict(embedding=Layout(embedding_tensors, 'learned_embeds.safetensors',
-    'pipe.load_textual_inversion("{file}", token="{word}")',
-    'In ComfyUI put `{name}` into `models/embeddings` and write `embedding:{stem}`; in AUTOMATIC1111 put it into `embeddings` '
-    'and write `{stem}`.', ('textual_inversion',)))
+    python='pipe.load_textual_inversion("{file}", token="{word}")',
+    place='In ComfyUI put `{name}` into `models/embeddings` and write `embedding:{stem}`; '
+        'in AUTOMATIC1111 put it into `embeddings` and write `{stem}`.',
+    tags=('textual_inversion',)))

@@ -6,8 +6,8 @@
 __all__ = ['DTYPES', 'head_sizes', 'xformers_fault', 'attention_of', 'set_attention', 'best_precision', 'in_half',
            'channels_last', 'checkpoint_activations', 'norms_in_float']
 
-# %% ../../nbs/training/05_levers.ipynb #cbccb596
-import importlib
+# %% ../../nbs/training/05_levers.ipynb #19380066
+import importlib, itertools
 from contextlib import contextmanager
 from functools import partial
 
@@ -20,7 +20,7 @@ from ..bases.base import Base
 from ..core import first_line, note
 from .recipes import Recipe
 
-# %% ../../nbs/training/05_levers.ipynb #aa594523
+# %% ../../nbs/training/05_levers.ipynb #64f5741c
 def head_sizes(
     net,    # of a base
 )->list:
@@ -42,10 +42,11 @@ def xformers_fault(
     except Exception as e: return f'it cannot be imported ({e})'.replace('\n', ' ')
     g, kind = torch.Generator(device).manual_seed(0), str(dtype)[6:]
     def random(n, d): return torch.randn(8, n, d, device=device, dtype=dtype, generator=g).requires_grad_()
-    for d,keys in ((d,n) for d in sizes for n in (64,77)):   # attention to itself, and to a prompt's 77 tokens
-        q, k, v = random(64, d), random(keys, d), random(keys, d)       # heads stand beside pictures, as diffusers passes them
+    for d,keys in itertools.product(sizes, (64,77)):                 # attention to itself, and to a prompt's 77 tokens
+        q, k, v = random(64, d), random(keys, d), random(keys, d)    # heads beside pictures, as diffusers passes them
         try: got = _attended(attend, q, k, v)
-        except Exception as e: return f'it fails at head size {d} in {kind} on {torch.device(device).type} ({first_line(e)})'
+        except Exception as e:
+            return f'it fails at head size {d} in {kind} on {torch.device(device).type} ({first_line(e)})'
         tol = 1e-3 if dtype==torch.float32 else 3e-2
         for mine,true in zip(got, _attended(F.scaled_dot_product_attention, q, k, v)):
             if not (mine.float()-true.float()).abs().max()<=tol*max(1, true.float().abs().max().item()):
@@ -76,7 +77,7 @@ def set_attention(
         if hasattr(m, 'set_attn_processor'): m.set_attn_processor(made())
     return attention_of(net)
 
-# %% ../../nbs/training/05_levers.ipynb #82aa326d
+# %% ../../nbs/training/05_levers.ipynb #0f1bdb4c
 DTYPES = dict(no=torch.float32, fp16=torch.float16, bf16=torch.bfloat16)
 
 def best_precision(
@@ -92,9 +93,10 @@ def in_half(
 ):
     "Puts weights into the precision they are kept in: frozen ones in half, trained ones as the recipe says."
     low, half = recipe.weights=='bfloat16', DTYPES[recipe.precision]
-    for p in (p for m in base.learning.values() for p in m.parameters()):
-        if p.requires_grad: p.data = p.data.to(torch.bfloat16 if low else torch.float32)
-        elif p.is_floating_point(): p.data = p.data.to(half)
+    for m in base.learning.values():
+        for p in m.parameters():
+            if p.requires_grad: p.data = p.data.to(torch.bfloat16 if low else torch.float32)
+            elif p.is_floating_point(): p.data = p.data.to(half)
 
 # %% ../../nbs/training/05_levers.ipynb #fcbd89b5
 def channels_last(
@@ -106,7 +108,7 @@ def channels_last(
     if torch.device(device).type=='cpu' and not base.method.wraps and recipe.weights!='bfloat16':
         for m in base.net.parts.values(): m.to(memory_format=torch.channels_last)
 
-# %% ../../nbs/training/05_levers.ipynb #a9052472
+# %% ../../nbs/training/05_levers.ipynb #5934142e
 def checkpoint_activations(
     modules:dict,  # what the gradient passes, see `Method.through`
 ):
@@ -123,10 +125,14 @@ def _layer_by_layer(layers):
 @contextmanager
 def norms_in_float(on):
     "Lets normalisation run in float32 under autocast, as it does on CUDA and not on a processor."
-    if not on: yield; return
+    if not on:
+        yield
+        return
     real = F.group_norm, F.layer_norm
-    up = lambda x: x.float() if isinstance(x, torch.Tensor) else x
-    def raised(f): return lambda *a, **kw: f(*map(up, a), **{k:up(v) for k,v in kw.items()})
+    def up(x): return x.float() if isinstance(x, torch.Tensor) else x
+    def raised(f):
+        def in_float(*args, **kw): return f(*map(up, args), **{k:up(v) for k,v in kw.items()})
+        return in_float
     F.group_norm, F.layer_norm = map(raised, real)
     try: yield
     finally: F.group_norm, F.layer_norm = real

@@ -26,7 +26,7 @@ from .recipes import Generated, Recipe, settled
 from .runs import Run, agreed, is_new, keep_sheets, versions
 from .trainer import Trainer, accelerator_for, check, explained_memory, prepared
 
-# %% ../../nbs/training/09_loop.ipynb #2ff3fead
+# %% ../../nbs/training/09_loop.ipynb #002cb32c
 def opened_run(
     out:Path,
     recipe:Recipe,     # settled, with pictures in every binding
@@ -46,19 +46,23 @@ def opened_run(
     acc.wait_for_everyone()
     return Run(out)
 
+# %% ../../nbs/training/09_loop.ipynb #2f79215d
 @contextmanager
 def between_steps():
-    "Holds Ctrl-C back until a step is whole; the list it gives is then no longer empty. A second Ctrl-C is heard at once."
+    """Holds Ctrl-C back until a step is whole; the list it gives is then no longer empty.
+    A second Ctrl-C is heard at once."""
     asked = []
     def heard(*_):
         if asked: raise KeyboardInterrupt
         asked.append(True)
-    if threading.current_thread() is not threading.main_thread(): yield asked; return
+    if threading.current_thread() is not threading.main_thread():     # only that one hears signals
+        yield asked
+        return
     was = signal.signal(signal.SIGINT, heard)
     try: yield asked
     finally: signal.signal(signal.SIGINT, was)
 
-# %% ../../nbs/training/09_loop.ipynb #071faae3
+# %% ../../nbs/training/09_loop.ipynb #b28fa34e
 def _names(recipe):
     "How the log calls each binding: its role, numbered where there are several."
     roles = [b.role for b in recipe.bindings]
@@ -66,8 +70,8 @@ def _names(recipe):
 
 def _rates(recipe):
     "The share of the learning rate at a step; a function of the step, so nothing needs to be resumed."
-    made = get_scheduler(recipe.lr_schedule, torch.optim.SGD([torch.zeros(1)], recipe.lr), num_warmup_steps=recipe.warmup,
-                         num_training_steps=recipe.steps)
+    toy = torch.optim.SGD([torch.zeros(1)], recipe.lr)
+    made = get_scheduler(recipe.lr_schedule, toy, num_warmup_steps=recipe.warmup, num_training_steps=recipe.steps)
     return made.lr_lambdas[0]
 
 @patch
@@ -93,28 +97,36 @@ def agree(self:Trainer, stop, stopped, asked)->tuple:
     votes = self.acc.gather(torch.tensor([[stop, stopped]], device=self.acc.device))
     return tuple(votes.any(0).tolist())
 
+# %% ../../nbs/training/09_loop.ipynb #71676238
 @patch
 def follow(self:Trainer, run, snapshots, every, watch, preview, trackers, bar, interrupted)->bool:
     "Steps until the recipe is carried out; says whether it was."
-    recipe, rate, names, first = self.recipe, _rates(self.recipe), _names(self.recipe), self.acc.is_main_process
+    recipe, first = self.recipe, self.acc.is_main_process
+    rate, names = _rates(recipe), _names(recipe)
     while self.done<recipe.steps:
         self.stepper.rate(recipe.lr*rate(self.done))
         with explained_memory(recipe, f'at step {self.done+1}'): self.step()
         bar.update()
-        if self.done in snapshots:
-            self.check_losses()
-            if first: save_tensors(run.weights.with_name(f'step-{self.done:06d}.safetensors'), state(self.base))
+        if self.done in snapshots: self.snap(run)
         logged = self.done%every==0 or self.done==recipe.steps
         stopped = self.report(run, names, bar, watch, preview, trackers, interrupted) if logged else False
         stop, stopped = self.agree(bool(interrupted), stopped, logged)
-        if stop or stopped or self.done%recipe.checkpoint==0 and self.done<recipe.steps: self.keep(run.folder)
+        due = self.done%recipe.checkpoint==0 and self.done<recipe.steps
+        if stop or stopped or due: self.keep(run.folder)
         if stop:
             if first: note(f'Stopped after {self.done} of {recipe.steps} steps; resume to go on.')
             raise KeyboardInterrupt
         if stopped: return False
     return True
 
-# %% ../../nbs/training/09_loop.ipynb #70e1bc80
+@patch
+def snap(self:Trainer, run):
+    "Keeps what has been learnt by this step."
+    self.check_losses()
+    if not self.acc.is_main_process: return
+    save_tensors(run.weights.with_name(f'step-{self.done:06d}.safetensors'), state(self.base))
+
+# %% ../../nbs/training/09_loop.ipynb #678fda94
 def _planned(recipe, base, memory, acc):
     "The recipe with the fastest setting that fits a budget."
     if not memory: return recipe
@@ -131,6 +143,7 @@ def _with_pictures(recipe, base, cache, acc, progress):
     if orders: base.to('cpu', ('net','reader'))
     return recipe
 
+# %% ../../nbs/training/09_loop.ipynb #1fba5bff
 def _finish(trainer, run):
     "Keeps the weights; the checkpoint has done its work."
     trainer.check_losses()
@@ -139,7 +152,33 @@ def _finish(trainer, run):
         if (run.folder/'checkpoints').exists(): shutil.rmtree(run.folder/'checkpoints')
     trainer.acc.wait_for_everyone()
 
-# %% ../../nbs/training/09_loop.ipynb #64837e4e
+def _begin_log(run, recipe, done, acc, trackers):
+    "Takes back what was logged after the checkpoint, and opens the trackers."
+    if run.log and acc.is_main_process:
+        lines = [json.dumps(r)+'\n' for r in run.log if r['step']<=done]
+        write_whole({run.folder/'log.jsonl': ''.join(lines)})
+    if not trackers: return
+    acc.init_trackers('styleboost', {k:v for k,v in recipe.to_dict().items() if isinstance(v, (int,float,str))})
+
+def _carried_out(trainer, run, trackers, snapshots, every, watch, preview, progress):
+    "From the checkpoint, if there is one, to the end."
+    recipe, acc = trainer.recipe, trainer.acc
+    if run.checkpoint: trainer.go_on(run.checkpoint)
+    _begin_log(run, recipe, trainer.done, acc, trackers)
+    trainer.started = time.time()
+    bar = tqdm(total=recipe.steps, initial=trainer.done, desc=recipe.name, disable=not progress, unit='step')
+    try:
+        with between_steps() as interrupted:
+            if not trainer.follow(run, snapshots, every, watch, preview, trackers, bar, interrupted): return run
+    finally:
+        bar.close()
+        for m in trainer.modules.values(): m.eval()
+        trainer.stepper.close()
+        if trackers: acc.end_training()
+    _finish(trainer, run)
+    return run
+
+# %% ../../nbs/training/09_loop.ipynb #6d1dbd5c
 def train(
     recipe:Recipe,
     out:str|Path,          # the run's folder
@@ -155,7 +194,7 @@ def train(
     progress:bool=True,    # show a bar
     every:int=10,          # steps between lines of the log
     watch=None,            # called with the log's line; returns True to stop and keep the work
-    preview=None,          # called with the log's line and `look`: `with look() as model:` gives the model as it is then
+    preview=None,          # called with the log's line and `look`: `with look() as model:` gives the model of then
 )->Run:
     "Carries out a recipe. Interrupted, it keeps a checkpoint; resumed, it goes on where it was."
     if seed<0: raise StyleboostError(f'The seed is {seed}; give a whole number of 0 or more.')
@@ -170,24 +209,3 @@ def train(
     if run.done: return run
     trainer = prepared(fresh, recipe, seed, acc, latents, 'cpu' if preview else 'meta', progress)
     return _carried_out(trainer, run, trackers, snapshots, every, watch, preview, progress)
-
-def _carried_out(trainer, run, trackers, snapshots, every, watch, preview, progress):
-    "From the checkpoint, if there is one, to the end."
-    recipe, acc = trainer.recipe, trainer.acc
-    if run.checkpoint: trainer.go_on(run.checkpoint)
-    if run.log and acc.is_main_process:
-        lines = [json.dumps(r)+'\n' for r in run.log if r['step']<=trainer.done]
-        write_whole({run.folder/'log.jsonl': ''.join(lines)})
-    if trackers: acc.init_trackers('styleboost', {k:v for k,v in recipe.to_dict().items() if isinstance(v, (int,float,str))})
-    trainer.started = time.time()
-    bar = tqdm(total=recipe.steps, initial=trainer.done, desc=recipe.name, disable=not progress, unit='step')
-    try:
-        with between_steps() as interrupted:
-            if not trainer.follow(run, snapshots, every, watch, preview, trackers, bar, interrupted): return run
-    finally:
-        bar.close()
-        for m in trainer.modules.values(): m.eval()
-        trainer.stepper.close()
-        if trackers: acc.end_training()
-    _finish(trainer, run)
-    return run

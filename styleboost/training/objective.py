@@ -40,7 +40,7 @@ class Remembered:
         with torch.no_grad(): self.told = reader(self.texts)
     def __call__(self, texts): return self.told[[self.texts.index(t) for t in texts]]
 
-# %% ../../nbs/training/03_objective.ipynb #b9341b4a
+# %% ../../nbs/training/03_objective.ipynb #9eec47e9
 class Objective(nn.Module):
     "The losses of a step, binding by binding."
     def __init__(self, base:Base):
@@ -54,5 +54,7 @@ class Objective(nn.Module):
         shapes = batch.shapes()
         losses = [self.base.method.losses(self.base, batch.part(rows)) for rows in shapes]
         each = torch.cat(losses)
-        if len(shapes)>1: each = each[torch.tensor(sum(shapes, [])).argsort().to(each.device)]   # as they stood
+        if len(shapes)>1:                       # back to the order in which they stood
+            order = torch.tensor(sum(shapes, [])).argsort()
+            each = each[order.to(each.device)]
         return binding_losses(each, batch.sizes)

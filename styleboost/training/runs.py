@@ -21,7 +21,7 @@ from ..methods.method import Method, attached, frozen, restore
 from ..pictures.images import contact_sheet
 from .recipes import Recipe, recipe_of, upgraded
 
-# %% ../../nbs/training/06_runs.ipynb #069e83f1
+# %% ../../nbs/training/06_runs.ipynb #86a862f3
 class Run:
     "A recipe and a seed, carried out: a folder with recipe, log and weights. Opens as a model for `sample`."
     def __init__(self,
@@ -31,7 +31,8 @@ class Run:
         self.folder, self._model = Path(folder), None
         file = self.folder/'recipe.json'
         if not file.exists():
-            raise StyleboostError(f'{folder} is no run: it has no recipe.json; give a folder that `styleboost train` wrote.')
+            raise StyleboostError(f'{folder} is no run: it has no recipe.json; '
+                'give a folder that `styleboost train` wrote.')
         try:
             self.info = json.loads(file.read_text('utf-8'))
             self.recipe, self.seed, _ = upgraded(self.info['recipe']), self.info['seed'], self.info['base_hash']
@@ -59,9 +60,10 @@ class Run:
         "The newest checkpoint's folder, or None."
         return max((self.folder/'checkpoints').glob('step-*'), default=None)
     def __repr__(self):
-        return f'Run({str(self.folder)!r}, {self.recipe["name"]}, seed {self.seed}, {"done" if self.done else "unfinished"})'
+        state = 'done' if self.done else 'unfinished'
+        return f'Run({str(self.folder)!r}, {self.recipe["name"]}, seed {self.seed}, {state})'
 
-# %% ../../nbs/training/06_runs.ipynb #fcae01b1
+# %% ../../nbs/training/06_runs.ipynb #368e2e87
 @patch(as_prop=True)
 def log(self:Run)->list:
     "Dicts: step, seconds, and the loss of each binding."
@@ -75,8 +77,8 @@ def method(self:Run)->Method:
     newer = sorted(self.recipe.keys()-{f.name for f in fields(Recipe)})
     if newer:
         made = self.info.get('versions', {}).get('styleboost', 'version unknown')
-        raise StyleboostError(f'{self.folder} was made by a newer styleboost ({made}, this is {__version__}): its recipe '
-            f'speaks of {", ".join(newer)}; update styleboost to open it.')
+        raise StyleboostError(f'{self.folder} was made by a newer styleboost ({made}, this is {__version__}): '
+            f'its recipe speaks of {", ".join(newer)}; update styleboost to open it.')
     return recipe_of(self.recipe).method
 
 @patch(as_prop=True)
@@ -89,7 +91,7 @@ def phrase(self:Run, prompt='')->str:
     "The prompt that asks for something in the style."
     return self.method.phrase(prompt)
 
-# %% ../../nbs/training/06_runs.ipynb #33f11d3c
+# %% ../../nbs/training/06_runs.ipynb #d902b24c
 @patch
 def model(self:Run,
     device:str='cpu',
@@ -99,7 +101,8 @@ def model(self:Run,
     key = torch.device(device).type
     if self._model is not None and self._model[0]==key: return self._model[1]
     if self.step is None and not self.done:
-        raise StyleboostError(f'{self.folder} is not finished; go on with `styleboost train … --out {self.folder} --resume`.')
+        raise StyleboostError(f'{self.folder} is not finished; '
+            f'go on with `styleboost train … --out {self.folder} --resume`.')
     if base is None: base = replace(load_base(self.recipe['base'], device), shared=False)
     else: base = base.own().to(device)
     if base.hash!=self.info['base_hash']:
@@ -110,7 +113,7 @@ def model(self:Run,
     self._model = key, frozen(tuned)
     return self._model[1]
 
-# %% ../../nbs/training/06_runs.ipynb #6df685e9
+# %% ../../nbs/training/06_runs.ipynb #e1daf23b
 def keep_sheets(
     folder:Path,    # of the run
     recipe:Recipe,  # with pictures in every binding
@@ -118,14 +121,15 @@ def keep_sheets(
     "A contact sheet of each binding, of 40 pictures at most: `sheets/0-style.jpg` and so on."
     with whole(folder/'sheets') as part:
         part.mkdir()
-        for i,b in enumerate(recipe.bindings): contact_sheet(b.images[:40], 10).save(part/f'{i}-{b.role}.jpg', quality=85)
+        for i,b in enumerate(recipe.bindings):
+            contact_sheet(b.images[:40], 10).save(part/f'{i}-{b.role}.jpg', quality=85)
 
 def versions()->dict:
     "What a run should remember of its surroundings."
     libraries = dict(torch=torch, diffusers=diffusers, transformers=transformers, accelerate=accelerate)
     return dict(styleboost=__version__, **{k:m.__version__ for k,m in libraries.items()})
 
-# %% ../../nbs/training/06_runs.ipynb #854c3e03
+# %% ../../nbs/training/06_runs.ipynb #007d9c8f
 def save_checkpoint(
     folder:Path,      # of the run
     step:int,         # steps done
@@ -134,8 +138,10 @@ def save_checkpoint(
     extra:dict,       # plain data
 ):
     "Everything needed to go on, as safetensors and JSON."
-    root = folder/'checkpoints'; root.mkdir(exist_ok=True)
-    old, new, tmp = sorted(root.glob('step-*')), root/f'step-{step:06d}', root/f'writing-{step:06d}'
+    root = folder/'checkpoints'
+    root.mkdir(exist_ok=True)
+    old = sorted(root.glob('step-*'))
+    new, tmp = root/f'step-{step:06d}', root/f'writing-{step:06d}'
     if tmp.exists(): shutil.rmtree(tmp)
     tmp.mkdir()
     save_tensors(tmp/'weights.safetensors', weights)
@@ -146,7 +152,7 @@ def save_checkpoint(
     for o in old:
         if o!=new: shutil.rmtree(o)
 
-# %% ../../nbs/training/06_runs.ipynb #8048776f
+# %% ../../nbs/training/06_runs.ipynb #57a573b7
 def is_new(
     out:Path,     # a run's folder
     resume:bool,  # whether a run in it goes on
@@ -167,7 +173,8 @@ def agreed(
     recipe:Recipe,  # that shall go on in it
     info:dict,      # what the folder would say of it
 )->dict|None:
-    "What the folder is to say of a run that goes on with other levers, None if what it says stands; refuses another run."
+    """What the folder is to say of a run that goes on with other levers, None if what it says stands;
+    refuses another run."""
     was = Run(out).info
     latest = dict(upgraded(was['recipe']))
     for change in was.get('resumed', []): latest |= change
@@ -177,6 +184,6 @@ def agreed(
         raise StyleboostError(f'{out} holds another run: it differs in {", ".join(other)}; '
             'give the same recipe to resume it, or choose another folder.')
     if not changed: return None
-    note(f'{out} goes on with another setting of {", ".join(changed)}, which changes what it needs and, but for rounding, '
-         'not what it learns.')
+    note(f'{out} goes on with another setting of {", ".join(changed)}, which changes what it needs and, '
+         'but for rounding, not what it learns.')
     return dict(was, resumed=was.get('resumed', [])+[{k:getattr(recipe, k) for k in changed}])

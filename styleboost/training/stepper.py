@@ -5,10 +5,11 @@
 # %% auto #0
 __all__ = ['round_stochastically', 'optimizer_class', 'Stepper']
 
-# %% ../../nbs/training/04_stepper.ipynb #0221921b
+# %% ../../nbs/training/04_stepper.ipynb #6a6a6332
 import importlib
 
 import torch
+from fastcore.basics import patch
 
 from ..core import StyleboostError, first_line
 from .recipes import Recipe
@@ -24,7 +25,7 @@ def round_stochastically(
     noise.add_(bits).bitwise_and_(-65536)                    # in place: weights are large
     return torch.where(x.isfinite(), noise.view(torch.float32), x).bfloat16()
 
-# %% ../../nbs/training/04_stepper.ipynb #e62b0bf9
+# %% ../../nbs/training/04_stepper.ipynb #e292200c
 def optimizer_class(
     recipe:Recipe,
     device,         # where it trains
@@ -36,15 +37,15 @@ def optimizer_class(
         return lambda groups: torch.optim.AdamW(groups, fused=fused, **kw)
     try: adamw8bit = importlib.import_module('bitsandbytes').optim.AdamW8bit
     except Exception as e:
-        raise StyleboostError(f'8-bit AdamW needs the package bitsandbytes, which cannot be imported ({first_line(e)}); '
-            'install styleboost[gpu], or use the optimizer adamw.') from e
+        raise StyleboostError(f'8-bit AdamW needs the package bitsandbytes, which cannot be imported '
+            f'({first_line(e)}); install styleboost[gpu], or use the optimizer adamw.') from e
     return lambda groups: adamw8bit(groups, **kw)
 
-# %% ../../nbs/training/04_stepper.ipynb #e0cd2eac
+# %% ../../nbs/training/04_stepper.ipynb #f0d2d9be
 class Stepper:
     "Turns a loss into a step of the weights, whatever is fused, rounded or scaled on the way."
     def __init__(self,
-        groups:list,      # of the method: dicts of `params`, `times` the learning rate, `weight_decay` if not the recipe's
+        groups:list,      # see `Method.groups`
         recipe:Recipe,    # settled
         device,           # where it trains
         seed:int=0,       # of stochastic rounding
@@ -53,47 +54,60 @@ class Stepper:
         self.recipe, self.acc, self.seed, self.step_number = recipe, acc, seed, 0
         self.params = [p for g in groups for p in g['params']]
         self.single = recipe.fused_backward or recipe.weights=='bfloat16'     # an optimiser for each weight
-        make = optimizer_class(recipe, device)
-        if self.single: self.optimizers = [make([dict(g, params=[p])]) for g in groups for p in g['params']]
-        else: self.optimizers = [make([dict(g) for g in groups])]
-        if acc and not self.single: self.optimizers = [acc.prepare_optimizer(o) for o in self.optimizers]
-        self.random, self.half = torch.Generator(device), recipe.precision=='fp16' and self.single
-        self.scale, self.good = (torch.tensor(x, device=device) for x in (65536. if self.half else 1., 0.))
-        self.missed, self.hooks = torch.tensor(False, device=device), []
-        if recipe.fused_backward: self.hooks = [self._hook(i) for i in range(len(self.params))]
+        self.half = recipe.precision=='fp16' and self.single                  # scales the loss itself
+        self.optimizers = self._optimizers(groups, optimizer_class(recipe, device))
+        self.random = torch.Generator(device)
+        def number(x): return torch.tensor(x, device=device)
+        self.scale, self.good, self.missed = number(65536. if self.half else 1.), number(0.), number(False)
+        self.hooks = [self._hook(i) for i in range(len(self.params))] if recipe.fused_backward else []
+    def _optimizers(self, groups, make):
+        if self.single: return [make([dict(g, params=[p])]) for g in groups for p in g['params']]
+        one = make([dict(g) for g in groups])
+        return [self.acc.prepare_optimizer(one) if self.acc else one]
     def _hook(self, i): return self.params[i].register_post_accumulate_grad_hook(lambda p: self._one(i))
     def rate(self, lr):
         "Sets the learning rate."
-        for g in (g for o in self.optimizers for g in o.param_groups): g['lr'] = lr*g.get('times', 1.)
+        for o in self.optimizers:
+            for g in o.param_groups: g['lr'] = lr*g.get('times', 1.)
     def backward(self, loss):
         "The backward pass; with a fused one, the step too."
         if self.acc and not self.single: self.acc.backward(loss)
         else: (loss*self.scale if self.half else loss).backward()
-    def step(self):
-        "The step; nothing is left to do after a fused backward but to look at the scale."
-        if not self.single:
-            self._clip(self.recipe.grad_clip)
-            for o in self.optimizers: o.step(); o.zero_grad(set_to_none=True)
-        elif not self.recipe.fused_backward:
-            self._clip(self.recipe.grad_clip and self.recipe.grad_clip*(self.scale.item() if self.half else 1))
-            for i,p in enumerate(self.params):
-                if p.grad is not None: self._one(i)
-        if self.half: self._rescale()
-        self.step_number += 1
     def close(self):
         "Lets go of the weights: hooks hold on to them, where Python's garbage collector does not look."
         for h in self.hooks: h.remove()
         self.hooks = []
 
-# %% ../../nbs/training/04_stepper.ipynb #65fc0f80
-from fastcore.basics import patch
+# %% ../../nbs/training/04_stepper.ipynb #babd3fb4
+@patch
+def step(self:Stepper):
+    "The step, unless the backward pass has made it."
+    if not self.single:
+        self._clip(self.recipe.grad_clip)
+        for o in self.optimizers:
+            o.step()
+            o.zero_grad(set_to_none=True)
+    elif not self.recipe.fused_backward:
+        self._clip(self.recipe.grad_clip and self.recipe.grad_clip*(self.scale.item() if self.half else 1))
+        for i,p in enumerate(self.params):
+            if p.grad is not None: self._one(i)
+    if self.half: self._rescale()
+    self.step_number += 1
 
 @patch
 def _clip(self:Stepper, most):
+    "Clips all gradients by their common norm."
     if not most: return
     clip = self.acc.clip_grad_norm_ if self.acc and not self.single else torch.nn.utils.clip_grad_norm_
     clip(self.params, most)
 
+@patch
+def _state(self:Stepper, i):
+    "The moments of the optimiser that steps a weight."
+    o = self.optimizers[i if self.single else 0]
+    return getattr(o, 'optimizer', o).state                                   # accelerate wraps it
+
+# %% ../../nbs/training/04_stepper.ipynb #e9cc9f65
 @patch
 def _one(self:Stepper, i):
     "Steps one weight and frees its gradient."
@@ -101,13 +115,10 @@ def _one(self:Stepper, i):
     g, p.grad = p.grad, None
     low = p.dtype==torch.bfloat16
     if low: p.data, g = p.data.float(), g.float()
-    if self.half:
-        g = g/self.scale
-        bad = ~g.isfinite().all()
-        self.missed = self.missed|bad
-        old = [v.clone() for v in self._kept(i)]
-        g = torch.where(bad, torch.zeros_like(g), g)
-    p.grad = g; o.step(); p.grad = None
+    if self.half: g, bad, old = self._unscaled(i, g)
+    p.grad = g
+    o.step()
+    p.grad = None
     if self.half:
         for v,w in zip(self._kept(i), old): v.copy_(torch.where(bad, w, v))
     if low:
@@ -115,39 +126,45 @@ def _one(self:Stepper, i):
         p.data = round_stochastically(p.data, self.random)
 
 @patch
+def _unscaled(self:Stepper, i, g):
+    "A gradient without the scale (nought if it overflowed), whether it did, and the weight and moments as they are."
+    g = g/self.scale
+    bad = ~g.isfinite().all()
+    self.missed = self.missed|bad
+    old = [v.clone() for v in self._kept(i)]
+    return torch.where(bad, torch.zeros_like(g), g), bad, old
+
+@patch
 def _kept(self:Stepper, i):
     "A weight and its moments."
     p = self.params[i]
     return [p.data] + [v for v in self._state(i).get(p, {}).values() if isinstance(v, torch.Tensor)]
 
+# %% ../../nbs/training/04_stepper.ipynb #339806ec
 @patch
 def _rescale(self:Stepper):
+    "The scale for the next step."
     self.good = torch.where(self.missed, 0., self.good+1)
     up = torch.where(self.good>=2000, self.scale*2, self.scale)
     self.scale = torch.where(self.missed, self.scale/2, up)
     self.good = torch.where(self.good>=2000, 0., self.good)
     self.missed = torch.zeros_like(self.missed)
 
-# %% ../../nbs/training/04_stepper.ipynb #85b299d4
-@patch
-def _state(self:Stepper, i):
-    o = self.optimizers[i if self.single else 0]
-    return getattr(o, 'optimizer', o).state
-
+# %% ../../nbs/training/04_stepper.ipynb #aedfc7ba
 @patch
 def tensors(self:Stepper)->dict:
     "The optimisers' state as tensors by name."
+    def tensor(v): return v.detach().clone() if isinstance(v, torch.Tensor) else torch.tensor(v)
     out = {'scale':self.scale, 'good':self.good, 'step':torch.tensor(self.step_number)}
     for i,p in enumerate(self.params):
         for k,v in self._state(i).get(p, {}).items():
-            inner = v.items() if isinstance(v, dict) else [('',v)]            # some releases of bitsandbytes nest
-            for kk,vv in inner:
-                name = '.'.join(filter(None, (str(i),k,kk)))
-                out[name] = vv.detach().clone() if isinstance(vv, torch.Tensor) else torch.tensor(vv)
+            if isinstance(v, dict): out |= {f'{i}.{k}.{kk}':tensor(vv) for kk,vv in v.items()}   # bitsandbytes may nest
+            else: out[f'{i}.{k}'] = tensor(v)
     scaler = self.acc.scaler if self.acc else None
     if scaler is not None: out |= {f'scaler.{k}':torch.tensor(v) for k,v in scaler.state_dict().items()}
     return out
 
+# %% ../../nbs/training/04_stepper.ipynb #0d056c51
 def _laid_out(v, p):
     "A moment laid out like its weight, which fused kernels take for granted."
     return torch.empty_like(p, dtype=v.dtype).copy_(v) if v.shape==p.shape else v.to(p.device)
@@ -157,16 +174,19 @@ def load(self:Stepper, tensors):
     "Gives the optimisers their state back."
     self.scale, self.good = (tensors[k].to(self.scale.device) for k in ('scale','good'))
     self.step_number = int(tensors['step'])
-    states, scaler, eight = [{} for _ in self.params], {}, self.recipe.optimizer=='adamw8bit'
+    states, scaler = [{} for _ in self.params], {}
     for k,v in tensors.items():
         head, _, name = k.partition('.')
-        if head=='scaler': scaler[name] = v.item(); continue
-        if not name: continue
-        *nest, last = name.split('.')
-        into = states[int(head)]
-        for n in nest: into = into.setdefault(n, {})
-        v = _laid_out(v, self.params[int(head)])
-        into[last] = v.item() if eight and v.dim()==0 else v                  # bitsandbytes counts steps in a plain number
+        if head=='scaler': scaler[name] = v.item()
+        elif name: self._put(states[int(head)], name, _laid_out(v, self.params[int(head)]))
     for i,(p,s) in enumerate(zip(self.params, states)):
-        if s: self._state(i)[p] = s            # by hand, since load_state_dict would cast moments to a weight's own precision
+        if s: self._state(i)[p] = s
     if scaler and self.acc and self.acc.scaler is not None: self.acc.scaler.load_state_dict(scaler)
+
+@patch
+def _put(self:Stepper, state, name, v):
+    "Puts a moment under its name, which may be nested."
+    *nest, last = name.split('.')
+    for n in nest: state = state.setdefault(n, {})
+    plain = self.recipe.optimizer=='adamw8bit' and v.dim()==0                 # bitsandbytes counts in a plain number
+    state[last] = v.item() if plain else v

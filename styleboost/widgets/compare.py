@@ -317,7 +317,7 @@ def _show_column(self:Compare, k):
     head = f'<b title="{escape(title)}">{escape(title)}</b><span class="soft">{at}</span>'
     self._heads[k].value = f'<div class="sb-head">{head}</div>'
 
-# %% ../../nbs/widgets/03_compare.ipynb #05449e46
+# %% ../../nbs/widgets/03_compare.ipynb #6f9c504e
 @patch
 def _show_numbers(self:Compare):
     "The numbers under the columns."
@@ -329,15 +329,7 @@ def _show_numbers(self:Compare):
     columns = f'var(--label) repeat({len(shown)},var(--tile))'
     self._numbers.value = f'<div class="sb-numbers" style="grid-template-columns:{columns}">{rows}</div>'
 
-@patch
-def refresh(self:Compare):
-    "Looks at the study again, which may have gone on."
-    self._kept, self.lost = {}, {}
-    try: self.table = self.study.table()
-    except StyleboostError: self.table = pd.DataFrame()  # nothing has been scored yet
-    self._draw()
-
-# %% ../../nbs/widgets/03_compare.ipynb #bae43f25
+# %% ../../nbs/widgets/03_compare.ipynb #ba77e17e
 @patch
 def _draw(self:Compare, change=None):
     "Puts what is chosen into the columns."
@@ -353,15 +345,7 @@ def _draw(self:Compare, change=None):
     self._close_up()
     self.say(' '.join(self._why()), 'warn')
 
-@patch
-def turn(self:Compare,
-    pages:int=1,  # forward, or back if less than 0
-):
-    "Turns to other prompts."
-    self._first += pages*self.rows
-    self._draw()
-
-# %% ../../nbs/widgets/03_compare.ipynb #bd0dbf99
+# %% ../../nbs/widgets/03_compare.ipynb #af5396a2
 @patch
 def _mark(self:Compare):
     "Marks the two pictures of the close-up."
@@ -369,38 +353,9 @@ def _mark(self:Compare):
     for k,t in self._tiles.items(): t.chosen = [i==self.prompt and k in self.pair for i in self._at]+empty
 
 @patch
-def look(self:Compare,
-    prompt:int,  # its position among `prompts`
-    arm:str,     # a column
-):
-    "Shows a picture closely; the one looked at before in the same row stays beneath it."
-    before = self.pair[1]
-    self.prompt = prompt
-    if arm!=before: self.pair = before, arm
-    self.blend = 100
-    self._mark()
-    self._close_up()
-
-@patch
 def _clicked(self:Compare, column, place): self.look(self._at[place], column)
 
-@patch
-def flip(self:Compare):
-    "The other of the two."
-    self.blend = 0 if self.blend>=50 else 100
-
-# %% ../../nbs/widgets/03_compare.ipynb #41f6d9b9
-@patch
-def blended(self:Compare)->Image.Image|None:
-    "The close-up, as a picture."
-    two = [self.pictures(k)[self.prompt] for k in self.pair]
-    there = [im for im in two if im is not None]
-    if len(there)<2: return there[0] if there else None
-    def large(im):
-        way = Image.NEAREST if max(im.size)<self.close/2 else Image.LANCZOS  # small pictures keep their pixels
-        return ImageOps.pad(im.convert('RGB'), (self.close,self.close), way, 'white')
-    return Image.blend(large(two[0]), large(two[1]), self.blend/100)
-
+# %% ../../nbs/widgets/03_compare.ipynb #e73e0cad
 @patch
 def _close_up(self:Compare, change=None):
     im, size = self.blended(), (self.close,self.close)
@@ -431,7 +386,7 @@ def _controls(self:Compare):
     if s.chosen: parts.append(self._best)
     return row('Prompts', *parts)
 
-# %% ../../nbs/widgets/03_compare.ipynb #1b653a4a
+# %% ../../nbs/widgets/03_compare.ipynb #2ed240a4
 @patch
 def _side_by_side(self:Compare):
     "The columns, their numbers, and the way to other prompts."
@@ -445,7 +400,7 @@ def _side_by_side(self:Compare):
     wide.add_class('sb-wide')
     self._where = HTML()
     self._back = self.button('‹', lambda: self.turn(-1), 'the prompts before')
-    self._on = self.button('›', self.turn, 'the next prompts')
+    self._on = self.button('›', lambda: self.turn(), 'the next prompts')
     return VBox([wide, row(self._back, self._where, self._on)])
 
 @patch
@@ -457,7 +412,7 @@ def _pair_up(self:Compare):
     self._b = Dropdown(options=titled, value=self.columns[-1], layout=wide)
     self._blend = IntSlider(100, 0, 100, readout=False, layout=wide)
     self._what, self._picture = HTML(), ipywidgets.Image(format='png')
-    flip = self.button('Flip', self.flip, 'the other of the two')
+    flip = self.button('Flip', lambda: self.flip(), 'the other of the two')
     close = VBox([self._what, self._picture, HBox([self._a, self._b]), row(self._blend, flip)])
     close.add_class('sb-close')
     return close
@@ -491,6 +446,26 @@ def _build(self:Compare, arms):
     self.fill(HTML(column_sizes(len(self.columns))), HTML(f'<h4>{escape(self.title)}</h4>'),
         controls, toggles, sides)
 
+# %% ../../nbs/widgets/03_compare.ipynb #f2f85eeb
+@patch
+def refresh(self:Compare):
+    "Looks at the study again, which may have gone on."
+    self._kept, self.lost = {}, {}
+    try: self.table = self.study.table()
+    except StyleboostError: self.table = pd.DataFrame()  # nothing has been scored yet
+    self._draw()
+
+@patch
+def blended(self:Compare)->Image.Image|None:
+    "The close-up, as a picture."
+    two = [self.pictures(k)[self.prompt] for k in self.pair]
+    there = [im for im in two if im is not None]
+    if len(there)<2: return there[0] if there else None
+    def large(im):
+        way = Image.NEAREST if max(im.size)<self.close/2 else Image.LANCZOS  # small pictures keep their pixels
+        return ImageOps.pad(im.convert('RGB'), (self.close,self.close), way, 'white')
+    return Image.blend(large(two[0]), large(two[1]), self.blend/100)
+
 # %% ../../nbs/widgets/03_compare.ipynb #a2e4ccc9
 @patch
 def static(self:Compare,
@@ -500,6 +475,34 @@ def static(self:Compare,
     across = list(zip(*[self.pictures(k) for k in self.arms]))  # of each prompt
     rows = [(self.prompts[i].text, across[i]) for i in self._at]
     return gridded([title_of(k) for k in self.arms], rows, size)
+
+# %% ../../nbs/widgets/03_compare.ipynb #6a224077
+@patch
+def turn(self:Compare,
+    pages:int=1,  # forward, or back if less than 0
+):
+    "Turns to other prompts."
+    self._first += pages*self.rows
+    self._draw()
+
+# %% ../../nbs/widgets/03_compare.ipynb #f70518e3
+@patch
+def look(self:Compare,
+    prompt:int,  # its position among `prompts`
+    arm:str,     # a column
+):
+    "Shows a picture closely; the one looked at before in the same row stays beneath it."
+    before = self.pair[1]
+    self.prompt = prompt
+    if arm!=before: self.pair = before, arm
+    self.blend = 100
+    self._mark()
+    self._close_up()
+
+@patch
+def flip(self:Compare):
+    "The other of the two."
+    self.blend = 0 if self.blend>=50 else 100
 
 # %% ../../nbs/widgets/03_compare.ipynb #a2b5822a
 @patch

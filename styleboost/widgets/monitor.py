@@ -96,128 +96,19 @@ class TrainingMonitor(Panel):
     def __repr__(self):
         return f'TrainingMonitor({str(self.out)!r}, {self.state}, step {self.step} of {self.steps or "?"})'
 
-# %% ../../nbs/widgets/02_monitor.ipynb #d8cd8b48
-@patch(as_prop=True)
-def running(self:TrainingMonitor): return self.state=='running'
-
-@patch(as_prop=True)
-def step(self:TrainingMonitor): return self.lines[-1]['step'] if self.lines else 0
-
-@patch(as_prop=True)
-def losses(self:TrainingMonitor):
-    "Binding -> list of (step, loss)."
-    if not self.lines: return {}
-    def line(binding): return [(l['step'], l[binding]) for l in self.lines]
-    return {k:line(k) for k in self.lines[-1] if k not in ('step','seconds')}
-
-@patch
-def table(self:TrainingMonitor)->pd.DataFrame:
-    "The log: a row for each line."
-    return pd.DataFrame(self.lines)
-
-# %% ../../nbs/widgets/02_monitor.ipynb #6ff70c81
-_one = threading.Lock()  # a kernel trains one thing at a time
-
+# %% ../../nbs/widgets/02_monitor.ipynb #f5826313
 def in_colab()->bool:
     "Whether this is Colab, which hears nothing from threads."
     return 'google.colab' in sys.modules
 
-@patch
-def run(self:TrainingMonitor)->Run:
-    "Trains in this cell, until the end or until the notebook's stop button; called again, it goes on."
-    self._begin(True)
-    if in_notebook() and not self.shown: self._ipython_display_()
-    self._work()
-    if self.error: raise self.error
-    return self.result
-
-@patch
-def start(self:TrainingMonitor)->TrainingMonitor:
-    "Trains in the background; called again after a stop, it goes on."
-    if in_colab(): raise StyleboostError(
-        'Colab does not show what happens in the background; call run() instead, and stop it with the button of '
-        'its cell.')
-    self._begin(False)
-    self._thread = threading.Thread(target=self._work, daemon=True, name='styleboost training')
-    self._thread.start()
-    return self
-
-# %% ../../nbs/widgets/02_monitor.ipynb #a1eec46e
-@patch
-def wait(self:TrainingMonitor)->Run:
-    "The run, once the background is done with it. The notebook's stop button stops the training, too."
-    while self._thread and self._thread.is_alive():
-        try: self._thread.join(.2)
-        except KeyboardInterrupt: self.stop()
-    if self.error: raise self.error
-    return self.result
-
-@patch
-def stop(self:TrainingMonitor):
-    "Asks the training to stop and keep its work; asking twice does no harm."
-    if not self.running: return self.say('Nothing is being trained here.')
-    self._stop.set()
-    self._tell()
-
-# %% ../../nbs/widgets/02_monitor.ipynb #a2d07883
-class Notes(logging.Handler):
-    "Takes what `note` says."
-    def __init__(self, take):
-        super().__init__()
-        self.take = take
-    def emit(self, record): self.take(record.getMessage())
-
-@patch
-def _begin(self:TrainingMonitor, foreground):
-    if not _one.acquire(blocking=False):
-        other = 'Another run is being trained in this notebook; wait for it, or stop it first.'
-        self.say('This run is being trained already.' if self.running else other, 'fault')
-        raise StyleboostError(self.sentence)
-    self.state, self._foreground = 'running', foreground
-    self.error = self._began = None
-    self._stop.clear()
-    self.say()
-    self._tell()
-
-@patch
-def _noted(self:TrainingMonitor, message):
-    self.notes.append(message)
-    self.say(message, 'warn')
-
-# %% ../../nbs/widgets/02_monitor.ipynb #e4afee93
-@patch
-def _job(self:TrainingMonitor):
-    "What trains: the function that was given, or `train` with the recipe."
-    if callable(self.recipe): return self.recipe
-    return partial(train, self.recipe, self.out, self.seed, base=self.base, resume=(self.out/'recipe.json').exists(),
-        progress=False, every=self.each, **self.kw)
-
-@patch
-def _work(self:TrainingMonitor):
-    "Trains; whatever happens, the state says so."
-    hear = Notes(self._noted)
-    log.addHandler(hear)
-    try:
-        self.result = self._job()(watch=self._watch, preview=self._preview)
-        self.state = 'done' if self.result.done else 'stopped'
-    except KeyboardInterrupt: self.state = 'stopped'
-    except Exception as e: self.state, self.error = 'failed', e
-    finally:
-        log.removeHandler(hear)
-        _one.release()
-        if self.state!='done' and (self.out/'recipe.json').exists(): self.result = Run(self.out)
-        if self.result: self.lines, self.steps = self.result.log, self.result.recipe['steps']
-        self._tell()
-        self._losses_now()
-
-# %% ../../nbs/widgets/02_monitor.ipynb #7cfce354
+# %% ../../nbs/widgets/02_monitor.ipynb #dd35e909
 @patch
 def _build(self:TrainingMonitor):
     self._bar = IntProgress(layout=dict(width='100%', height='14px', margin='0'))
     self._text, self._curves = HTML(), HTML()
     self._film = HTML()
-    self._start = self.button('Start', self.start, 'train in the background', 'primary')
-    self._halt = self.button('Stop', self.stop, 'stop after the next lines of the log and keep the work')
+    self._start = self.button('Start', lambda: self.start(), 'train in the background', 'primary')
+    self._halt = self.button('Stop', lambda: self.stop(), 'stop after the next lines of the log and keep the work')
     self.buttons = row(self._start, self._halt)
     self.fill(self._text, self._bar, self.buttons, self._curves, self._film)
 
@@ -269,6 +160,25 @@ def _tell(self:TrainingMonitor):
     self._halt.disabled = not self.running or self._foreground
     self._start.description = 'Go on' if self.state in ('stopped','failed') and self.steps else 'Start'
 
+# %% ../../nbs/widgets/02_monitor.ipynb #d8cd8b48
+@patch(as_prop=True)
+def running(self:TrainingMonitor): return self.state=='running'
+
+@patch(as_prop=True)
+def step(self:TrainingMonitor): return self.lines[-1]['step'] if self.lines else 0
+
+@patch(as_prop=True)
+def losses(self:TrainingMonitor):
+    "Binding -> list of (step, loss)."
+    if not self.lines: return {}
+    def line(binding): return [(l['step'], l[binding]) for l in self.lines]
+    return {k:line(k) for k in self.lines[-1] if k not in ('step','seconds')}
+
+@patch
+def table(self:TrainingMonitor)->pd.DataFrame:
+    "The log: a row for each line."
+    return pd.DataFrame(self.lines)
+
 # %% ../../nbs/widgets/02_monitor.ipynb #805b6632
 @patch
 def _losses_now(self:TrainingMonitor):
@@ -279,7 +189,7 @@ def _losses_now(self:TrainingMonitor):
         parts.append(f'<div><div>{head}</div>{spark(line)}</div>')
     self._curves.value = f'<div class="sb-curves">{"".join(parts)}</div>'
 
-# %% ../../nbs/widgets/02_monitor.ipynb #d0234fb7
+# %% ../../nbs/widgets/02_monitor.ipynb #8d83c9cd
 @patch
 def _frames(self:TrainingMonitor, most=8):
     "Steps to show: the first, the last, and others evenly between."
@@ -305,6 +215,7 @@ def _film_now(self:TrainingMonitor):
     columns = f'minmax(60px,120px) repeat({len(steps)},minmax(48px,96px))'
     self._film.value = f'<div class="sb-film" style="grid-template-columns:{columns}"><span></span>{head}{rows}</div>'
 
+# %% ../../nbs/widgets/02_monitor.ipynb #8c09ab8e
 @patch
 def static(self:TrainingMonitor,
     size:int=64,  # pixels of a picture
@@ -314,6 +225,97 @@ def static(self:TrainingMonitor,
     if not steps: raise StyleboostError('No preview has been drawn yet; train first, with prompts to draw.')
     rows = zip(*[self.previews[s] for s in steps])
     return gridded([f'step {s}' for s in steps], list(zip(self.prompts, rows)), size)
+
+# %% ../../nbs/widgets/02_monitor.ipynb #99400e18
+_one = threading.Lock()  # a kernel trains one thing at a time
+
+@patch
+def run(self:TrainingMonitor)->Run:
+    "Trains in this cell, until the end or until the notebook's stop button; called again, it goes on."
+    self._begin(True)
+    if in_notebook() and not self.shown: self._ipython_display_()
+    self._work()
+    if self.error: raise self.error
+    return self.result
+
+@patch
+def start(self:TrainingMonitor)->TrainingMonitor:
+    "Trains in the background; called again after a stop, it goes on."
+    if in_colab(): raise StyleboostError(
+        'Colab does not show what happens in the background; call run() instead, and stop it with the button of '
+        'its cell.')
+    self._begin(False)
+    self._thread = threading.Thread(target=self._work, daemon=True, name='styleboost training')
+    self._thread.start()
+    return self
+
+@patch
+def wait(self:TrainingMonitor)->Run:
+    "The run, once the background is done with it. The notebook's stop button stops the training, too."
+    while self._thread and self._thread.is_alive():
+        try: self._thread.join(.2)
+        except KeyboardInterrupt: self.stop()
+    if self.error: raise self.error
+    return self.result
+
+@patch
+def stop(self:TrainingMonitor):
+    "Asks the training to stop and keep its work; asking twice does no harm."
+    if not self.running: return self.say('Nothing is being trained here.')
+    self._stop.set()
+    self._tell()
+
+# %% ../../nbs/widgets/02_monitor.ipynb #3fa68e88
+class Notes(logging.Handler):
+    "Takes what `note` says."
+    def __init__(self, take):
+        super().__init__()
+        self.take = take
+    def emit(self, record): self.take(record.getMessage())
+
+# %% ../../nbs/widgets/02_monitor.ipynb #d732236d
+@patch
+def _begin(self:TrainingMonitor, foreground):
+    if not _one.acquire(blocking=False):
+        other = 'Another run is being trained in this notebook; wait for it, or stop it first.'
+        self.say('This run is being trained already.' if self.running else other, 'fault')
+        raise StyleboostError(self.sentence)
+    self.state, self._foreground = 'running', foreground
+    self.error = self._began = None
+    self._stop.clear()
+    self.say()
+    self._tell()
+
+@patch
+def _noted(self:TrainingMonitor, message):
+    self.notes.append(message)
+    self.say(message, 'warn')
+
+# %% ../../nbs/widgets/02_monitor.ipynb #e4afee93
+@patch
+def _job(self:TrainingMonitor):
+    "What trains: the function that was given, or `train` with the recipe."
+    if callable(self.recipe): return self.recipe
+    return partial(train, self.recipe, self.out, self.seed, base=self.base, resume=(self.out/'recipe.json').exists(),
+        progress=False, every=self.each, **self.kw)
+
+@patch
+def _work(self:TrainingMonitor):
+    "Trains; whatever happens, the state says so."
+    hear = Notes(self._noted)
+    log.addHandler(hear)
+    try:
+        self.result = self._job()(watch=self._watch, preview=self._preview)
+        self.state = 'done' if self.result.done else 'stopped'
+    except KeyboardInterrupt: self.state = 'stopped'
+    except Exception as e: self.state, self.error = 'failed', e
+    finally:
+        log.removeHandler(hear)
+        _one.release()
+        if self.state!='done' and (self.out/'recipe.json').exists(): self.result = Run(self.out)
+        if self.result: self.lines, self.steps = self.result.log, self.result.recipe['steps']
+        self._tell()
+        self._losses_now()
 
 # %% ../../nbs/widgets/02_monitor.ipynb #dab32e38
 @patch

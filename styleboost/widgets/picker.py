@@ -117,17 +117,6 @@ class AuxPicker(Panel):
         self._chosen = set(positions(self.pool, which))
         self._mark()
 
-# %% ../../nbs/widgets/01_picker.ipynb #1eb6529d
-@patch(as_prop=True)
-def images(self:AuxPicker)->ImageSet:
-    "The chosen pictures."
-    return ImageSet([self.pool[i] for i in self.chosen], f'{self.pool.name}, chosen')
-
-@patch(as_prop=True)
-def table(self:AuxPicker)->pd.DataFrame:
-    "The pool as a table: what is known of each picture, and whether it is chosen."
-    return self.known.assign(chosen=[i in self._chosen for i in range(len(self.pool))])
-
 # %% ../../nbs/widgets/01_picker.ipynb #dc1b05eb
 def one_sided(
     people:int,  # chosen pictures that show people
@@ -173,13 +162,14 @@ def _count(self:AuxPicker):
     self._status.value = (f'<div class="sb-count"><span class="sb-big">{n} chosen</span> '
         f'<span class="soft">{about}</span>{bar}</div>{warning}')
 
-# %% ../../nbs/widgets/01_picker.ipynb #1335e1ff
+# %% ../../nbs/widgets/01_picker.ipynb #2718255f
 def several(
     names:list,  # of pictures or sentences
 )->str:
     "The first three names, and how many more there are."
     return ', '.join(names[:3]) + (f' and {len(names)-3} more' if len(names)>3 else '')
 
+# %% ../../nbs/widgets/01_picker.ipynb #d3a7ce4f
 @patch
 def _fits(self:AuxPicker, i):
     "Whether a picture is among those that are shown."
@@ -204,15 +194,7 @@ def _draw(self:AuxPicker, change=None):
     if gone: self.say(f'{several(gone)} can no longer be read; put the file back, or leave it out.', 'fault')
     self._mark()
 
-@patch
-def turn(self:AuxPicker,
-    pages:int=1,  # forward, or back if less than 0
-):
-    "Turns to another page."
-    self._first += pages*self.page
-    self._draw()
-
-# %% ../../nbs/widgets/01_picker.ipynb #528e612f
+# %% ../../nbs/widgets/01_picker.ipynb #79f127ce
 @patch
 def _ranked(self:AuxPicker, order, by):
     "Positions, best first; those without a number last."
@@ -233,6 +215,92 @@ def _caption(self:AuxPicker, i):
 def _hint(self:AuxPicker, i):
     p, scores = self.pool[i], [f'{c} {self.known[c][i]:.3f}' for c in self.scores]
     return ' · '.join(filter(None, [p.caption or p.name, p.set, p.licence, *scores]))
+
+@patch
+def _suggested(self:AuxPicker): return [i for i,s in enumerate(self.known.get('suggested', ())) if s]
+
+# %% ../../nbs/widgets/01_picker.ipynb #dbf2f3f9
+@patch
+def _about(self:AuxPicker):
+    "The style: how many pictures, and the pictures themselves."
+    flags = self.ref.people
+    about = f'{len(self.ref)} pictures'
+    if None not in flags: about += f', {sum(map(bool, flags))} with people'
+    strip = ''
+    for p in self.ref:
+        text, uri = escape(p.caption or p.name), thumb(p, 104)
+        if uri: strip += f'<img src="{uri}" title="{text}" alt="{text}">'
+    soft = f'<span class="soft" style="font-weight:400">{about}</span>'
+    return HTML(f'<h4>The style {soft}</h4><div class="sb-strip">{strip}</div>')
+
+@patch
+def _rule(self:AuxPicker):
+    "The rule as a sentence."
+    k, wide = len(self.pool), dict(width='auto')
+    n = self._n = BoundedIntText(min(20,k), min=1, max=k, layout=dict(width='64px'))
+    who = self._who = Dropdown(options=WHO, layout=wide)
+    by = self._by = Dropdown(options=[*self.scores, 'pool order', 'chance'], layout=wide)
+    choose = self.button('Choose', lambda: self.choose(n.value, who.value, by.value), style='primary')
+    suggested = [self.button('As suggested', lambda: self.suggested())] if 'suggested' in self.known else []
+    more = *suggested, self.button('None', lambda: self.clear()), self.button('Invert', lambda: self.invert())
+    return row('Choose', n, 'of', who, 'by', by, choose, *more, name='sb-rule')
+
+# %% ../../nbs/widgets/01_picker.ipynb #eb428748
+@patch
+def _pager(self:AuxPicker):
+    "What is shown, and in which order."
+    wide = dict(width='auto')
+    self._filter = ToggleButtons(options=['all','people','things','chosen'], layout=wide)
+    self._sort = Dropdown(options=['pool order', *self.scores], layout=wide)
+    for w in (self._filter, self._sort): w.observe(self._draw, 'value')
+    self._back = self.button('‹', lambda: self.turn(-1), 'the page before')
+    self._on = self.button('›', lambda: self.turn(), 'the next page')
+    self._where = HTML()
+    return row('Show', self._filter, 'sorted by', self._sort, self._back, self._where, self._on, name='sb-pager')
+
+@patch
+def _keep(self:AuxPicker):
+    "The file of the choice."
+    file = self._file = Text('auxiliary.json', layout=dict(width='160px'))
+    save = self.button('Save', lambda: self.save(file.value))
+    load = self.button('Load', lambda: self.load(file.value))
+    return row('File', file, save, load, name='sb-keep')
+
+@patch
+def _build(self:AuxPicker):
+    self._status = HTML()
+    self.fill(self._about(), self._status, self._rule(), self._pager(), self.tiles.widget, self._keep())
+
+# %% ../../nbs/widgets/01_picker.ipynb #1eb6529d
+@patch(as_prop=True)
+def images(self:AuxPicker)->ImageSet:
+    "The chosen pictures."
+    return ImageSet([self.pool[i] for i in self.chosen], f'{self.pool.name}, chosen')
+
+@patch(as_prop=True)
+def table(self:AuxPicker)->pd.DataFrame:
+    "The pool as a table: what is known of each picture, and whether it is chosen."
+    return self.known.assign(chosen=[i in self._chosen for i in range(len(self.pool))])
+
+# %% ../../nbs/widgets/01_picker.ipynb #476eec33
+@patch
+def static(self:AuxPicker,
+    cols:int=10,  # pictures in a row
+    size:int=64,  # pixels
+)->Image.Image:
+    "The style and the choice as one picture."
+    there = [p for p in self.images if thumb(p, self.size)]
+    chosen = f'Chosen: {len(self.chosen)} of {len(self.pool)}, {self._how_many(True)} with people'
+    return labelled([(f'The style: {len(self.ref)} pictures', self.ref.pictures), (chosen, there)], cols, size)
+
+# %% ../../nbs/widgets/01_picker.ipynb #3a227dc7
+@patch
+def turn(self:AuxPicker,
+    pages:int=1,  # forward, or back if less than 0
+):
+    "Turns to another page."
+    self._first += pages*self.page
+    self._draw()
 
 # %% ../../nbs/widgets/01_picker.ipynb #410410ee
 @patch
@@ -264,10 +332,7 @@ def choose(self:AuxPicker,
     few = f'{self.pool.name} has fewer than were asked for: {" and ".join(short)} are chosen.'
     self.say(few if short else '', 'warn')
 
-# %% ../../nbs/widgets/01_picker.ipynb #035b8e5e
-@patch
-def _suggested(self:AuxPicker): return [i for i,s in enumerate(self.known.get('suggested', ())) if s]
-
+# %% ../../nbs/widgets/01_picker.ipynb #ec4b8baa
 @patch
 def suggested(self:AuxPicker):
     "Chooses what the suggestion chose."
@@ -343,66 +408,3 @@ def load(self:AuxPicker,
     missing = f'{len(lost)} of {len(rows)} kept pictures {are} not chosen: {several(lost)}.'
     self.say(missing if lost else '', 'warn')
     return self
-
-# %% ../../nbs/widgets/01_picker.ipynb #224827b3
-@patch
-def _about(self:AuxPicker):
-    "The style: how many pictures, and the pictures themselves."
-    flags = self.ref.people
-    about = f'{len(self.ref)} pictures'
-    if None not in flags: about += f', {sum(map(bool, flags))} with people'
-    strip = ''
-    for p in self.ref:
-        text, uri = escape(p.caption or p.name), thumb(p, 104)
-        if uri: strip += f'<img src="{uri}" title="{text}" alt="{text}">'
-    soft = f'<span class="soft" style="font-weight:400">{about}</span>'
-    return HTML(f'<h4>The style {soft}</h4><div class="sb-strip">{strip}</div>')
-
-@patch
-def _rule(self:AuxPicker):
-    "The rule as a sentence."
-    k, wide = len(self.pool), dict(width='auto')
-    n = self._n = BoundedIntText(min(20,k), min=1, max=k, layout=dict(width='64px'))
-    who = self._who = Dropdown(options=WHO, layout=wide)
-    by = self._by = Dropdown(options=[*self.scores, 'pool order', 'chance'], layout=wide)
-    choose = self.button('Choose', lambda: self.choose(n.value, who.value, by.value), style='primary')
-    suggested = [self.button('As suggested', self.suggested)] if 'suggested' in self.known else []
-    more = *suggested, self.button('None', self.clear), self.button('Invert', self.invert)
-    return row('Choose', n, 'of', who, 'by', by, choose, *more, name='sb-rule')
-
-# %% ../../nbs/widgets/01_picker.ipynb #8c41e5ba
-@patch
-def _pager(self:AuxPicker):
-    "What is shown, and in which order."
-    wide = dict(width='auto')
-    self._filter = ToggleButtons(options=['all','people','things','chosen'], layout=wide)
-    self._sort = Dropdown(options=['pool order', *self.scores], layout=wide)
-    for w in (self._filter, self._sort): w.observe(self._draw, 'value')
-    self._back = self.button('‹', lambda: self.turn(-1), 'the page before')
-    self._on = self.button('›', self.turn, 'the next page')
-    self._where = HTML()
-    return row('Show', self._filter, 'sorted by', self._sort, self._back, self._where, self._on, name='sb-pager')
-
-@patch
-def _keep(self:AuxPicker):
-    "The file of the choice."
-    file = self._file = Text('auxiliary.json', layout=dict(width='160px'))
-    save = self.button('Save', lambda: self.save(file.value))
-    load = self.button('Load', lambda: self.load(file.value))
-    return row('File', file, save, load, name='sb-keep')
-
-@patch
-def _build(self:AuxPicker):
-    self._status = HTML()
-    self.fill(self._about(), self._status, self._rule(), self._pager(), self.tiles.widget, self._keep())
-
-# %% ../../nbs/widgets/01_picker.ipynb #476eec33
-@patch
-def static(self:AuxPicker,
-    cols:int=10,  # pictures in a row
-    size:int=64,  # pixels
-)->Image.Image:
-    "The style and the choice as one picture."
-    there = [p for p in self.images if thumb(p, self.size)]
-    chosen = f'Chosen: {len(self.chosen)} of {len(self.pool)}, {self._how_many(True)} with people'
-    return labelled([(f'The style: {len(self.ref)} pictures', self.ref.pictures), (chosen, there)], cols, size)
