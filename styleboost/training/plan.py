@@ -173,6 +173,12 @@ def _armed(base, recipe):
     for m in passed.values(): m.train()
     return replace(base, process=base.process.weighing(recipe.min_snr))
 
+def _read(base, recipe):
+    "With a reader that has read all texts, where it does not train: by the first step its weights are gone."
+    if reader_trains(base): return base
+    texts = [recipe.method.spell(t) for b in recipe.bindings for t in b.prompts()]
+    return replace(base, reader=Remembered(base.reader, texts))
+
 def bytes_of_step(
     name:Base|str,    # loaded, or what `load_base` takes
     recipe:Recipe,    # settled
@@ -187,18 +193,17 @@ def bytes_of_step(
     on_gpu = low and torch.device(device).type=='cuda'
     cast = torch.autocast('cpu', DTYPES[recipe.precision]) if low else nullcontext()
     with FakeTensorMode(allow_non_fake_inputs=True):
-        base, live = _armed(base, recipe), LiveBytes()
+        base, live = _read(_armed(base, recipe), recipe), LiveBytes()
         params = list(trained(base).values())
         live.see_all({**base.net.parts, **trained_modules(base)}.values())
         weights = live.now
         with live: stepper = _Moments(params, recipe, processes)
         moments = live.now-weights
+        for v in getattr(base.reader, 'told', {}).values(): live.see(v)
         with live, norms_in_float(on_gpu):       # in the backward pass too, where checkpointing computes again
             buckets = [torch.empty(p.shape) for p in params] if processes>1 else []
             stepper.watch(params)
-            batches = _Shapes(base, recipe, processes)
-            if not reader_trains(base): base = replace(base, reader=Remembered(base.reader, batches.texts))
-            trainer = Trainer(base, recipe, batches, stepper, _Cast(Objective(base), cast))
+            trainer = Trainer(base, recipe, _Shapes(base, recipe, processes), stepper, _Cast(Objective(base), cast))
             trainer.losses(0)
         del buckets
     return live.peak, weights, moments
