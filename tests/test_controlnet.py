@@ -130,10 +130,14 @@ def test_resumed_is_uninterrupted(recipe, family, family_folder, tmp_path):
 @pytest.mark.parametrize('kw', [dict(checkpointing=True), dict(accumulate=2)], ids=str)
 def test_a_lever_changes_what_is_held_and_not_what_is_learnt(recipe, family_folder, tmp_path, kw):
     b = load_base(family_folder('sd1'))
-    plain, lean = (load_file(train(recipe(batch=2, lr=1e-4, **k), tmp_path/str(len(k)), base=b, progress=False, device='cpu').weights) for k in ({}, kw))
+    def go(out, seed=0, **k):
+        return load_file(train(recipe(batch=2, lr=1e-4, **k), tmp_path/out, seed, b, 'cpu', progress=False).weights)
     start = state(attached(b, make_method('controlnet'), 0))
     moved = lambda w: torch.cat([(w[k]-start[k]).flatten() for k in sorted(start)])
-    assert moved(plain).abs().max()>1e-4 and torch.cosine_similarity(moved(plain), moved(lean), dim=0)>.99
+    plain, lean, other = (moved(w) for w in (go('plain'), go('lean', **kw), go('other', seed=1)))
+    # Adam moves a weight of next to no gradient by its rounding, differently on each processor: hence .9.
+    to = lambda w: torch.cosine_similarity(plain, w, dim=0)
+    assert plain.abs().max()>1e-4 and to(lean)>.9 and to(other)<.5
     of = lambda **k: plan(b, recipe(batch=4, precision='no', **k), 'cpu').step
     assert of(**kw)<of()
 
