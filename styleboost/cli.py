@@ -384,6 +384,7 @@ def _score_table(table):
     shown = Table('', *[f'{group} (n {row.n:.0f})' for group,row in table.iterrows()])
     for metric,(label,way,_) in METRICS.items():
         if metric not in table: continue
+        if metric=='subject_rate': label += f', among five of {table.n_texts["all"]:.0f}'
         shown.add_row(f'{label} {"↑" if way=="up" else "↓"}', *[_interval(row, metric) for _,row in table.iterrows()])
     return shown
 

@@ -81,7 +81,10 @@ def winner_in_words(
     rank = sorted((a for a in scores if a not in ('base','truth')), key=lambda a: scores[a].kid['all'])
     people = (f'People where asked for, as the judge sees them: {_shares(scores, rank, "people_rate", "people")}. '
               f'Where not asked for: {_shares(scores, rank, "false_people_rate", "things")}.')
-    return [_nearest(scores, *rank[:2]), _against_base(scores, rank), people]
+    texts = scores[rank[0]].n_texts['all']
+    subjects = (f'Pictures whose subject the judge names among five of {texts:.0f}: '
+                f'{_shares(scores, rank, "subject_rate", "all")}.')
+    return [_nearest(scores, *rank[:2]), _against_base(scores, rank), subjects, people]
 
 # %% ../nbs/90_demo.ipynb #741d9914
 @dataclass(frozen=True)

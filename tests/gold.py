@@ -142,8 +142,7 @@ def differences(was, now, exact, at=''):
     said = [f'{at}: {was} became {now}']
     if type(was) is not type(now): return said
     if isinstance(was, dict):
-        keys = dict.fromkeys([*was, *now])
-        return sum((differences(was.get(k), now.get(k), exact, f'{at}/{k}') for k in keys), [])
+        return sum((differences(was[k], now.get(k), exact, f'{at}/{k}') for k in was), [])   # more may be measured now
     if isinstance(was, list):
         rows = zip(was, now)
         return sum((differences(a, b, exact, f'{at}[{i}]') for i,(a,b) in enumerate(rows)), said*(len(was)!=len(now)))

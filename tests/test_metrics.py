@@ -1,14 +1,16 @@
 "The metrics against known answers: identical clouds, Gaussians, planted copies, planted people, intervals that hold what they should."
 import math
+from dataclasses import replace
 
 import numpy as np, pandas as pd, pytest, torch
+from PIL import Image
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
 from styleboost.judging import metrics
 from styleboost.judging.judge import load_judge
 from styleboost.judging.style import plain_statistics
-from styleboost.pictures.images import ImageSet, Picture
+from styleboost.pictures.images import ImageSet, Picture, png
 from styleboost.judging.metrics import (
     METRICS, SHOWN, copying, diversity, fid, interval, jackknife, kid, look_at, score, student, wilson)
 from styleboost.pictures.prompts import Prompt
@@ -249,3 +251,40 @@ def test_a_reference_without_flags_scores_all(said):
 def test_one_picture_is_scored_without_intervals():
     t = score(TRUE[:1], REAL, ASKED[:1])
     assert math.isnan(t.text_low['all']) and t.text['all']==t.text['all']
+
+# subjects recognised
+
+class Reader:
+    "Sees of a picture one number, and reads texts as numbers: a picture is nearest to its own."
+    name, person_line, people = 'reader', None, None
+    def features(self, images):
+        if isinstance(images, torch.Tensor): return images
+        grey = lambda im: (im.open() if isinstance(im, Picture) else im).getpixel((0,0))[0]
+        return torch.tensor([[grey(im)/255*3.]*2 for im in images])
+    def embed_images(self, images): f = self.features(images)[:,0]; return torch.stack([f.cos(), f.sin()], 1)
+    def embed_texts(self, texts): f = torch.tensor([int(t.split()[-1])/255*3. for t in texts]); return torch.stack([f.cos(), f.sin()], 1)
+
+def grey(v): return Picture(f'{v}.png', data=png(Image.new('RGB', (8,8), (v,v,v))), caption=f'grey {v}', people=False)
+
+def test_a_subject_is_recognised_among_the_five_nearest_texts_and_named_where_it_is_the_nearest():
+    greys = ImageSet([grey(v) for v in range(0, 250, 10)], 'greys')
+    asked = [Prompt(f'grey {v}', False) for v in (50, 100, 150, 200)]
+    off = [p.open() for p in map(grey, (50, 108, 172, 20))]   # right, next to it, two texts off on one side, far off
+    t = score(off, greys, asked, Reader()).loc['all']
+    assert (t.subject_first_rate, t.subject_rate)==(.25, .75) and t.n_texts==25
+    assert (t.subject_rate_low, t.subject_rate_high)==pytest.approx(wilson(3, 4))
+
+def test_texts_are_counted_once_and_a_picture_without_a_prompt_is_not_asked_about():
+    greys = ImageSet([grey(v) for v in range(0, 250, 10)]*2, 'greys')
+    t = score([grey(50).open(), grey(60).open()], greys, [Prompt('grey 50', False), Prompt('', False)], Reader()).loc['all']
+    assert t.n_texts==25 and t.subject_rate==1 and t.subject_rate_n==1
+
+def test_too_few_texts_to_tell_a_subject_from_are_said(said):
+    bare = ImageSet([replace(p, caption='') for p in REAL[:40]], 'bare')
+    t = score(TRUE[:9], bare, ASKED[:9])
+    assert 'text' in t and 'subject_rate' not in t and any('9 different prompts' in m and 'takes 20' in m for m in said())
+
+def test_the_artists_own_pictures_are_recognised_and_those_of_other_prompts_are_not(perfect):
+    other = score(TRUE[::-1], REAL, ASKED)
+    assert perfect.n_texts['all']>1000 and perfect.subject_rate['all']>5*max(other.subject_rate['all'], 5/1200)
+    assert perfect.subject_first_rate['all']<perfect.subject_rate['all']
