@@ -13,7 +13,7 @@ from pathlib import Path
 from .core import StyleboostError
 from .pictures.images import ImageSet
 from .pictures.prompts import TOKEN, drawn, style_prompt
-from .pictures.world import SETS, pool, prompts, reference, style_ref
+from .pictures.world import SETS, pool, prompts_up_to, reference, style_ref
 from .bases.load import load_base
 from .bases.sampling import sample
 from .judging.metrics import METRICS, SHOWN, score
@@ -158,7 +158,7 @@ def demo(
     out, began = Path(out), time.time()
     _check_folder(out)
     base, ref = load_base('tiny'), style_ref(style)
-    asked, token = prompts(style, 'test', size.prompts), kw.get('token', TOKEN)
+    asked, token = prompts_up_to(size.prompts, style), kw.get('token', TOKEN)
     exam = Exam(asked, reference(style), token, seed, size.draw_steps, progress)
     recipes = arms(ref, pool(aux), size.prior, seed, steps=size.steps, **kw)
     scores = dict(truth=exam.score([p.truth.open() for p in asked]))

