@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['KID_PICTURES', 'METRICS', 'SHOWN', 'NEAR', 'TEXTS', 'jackknife', 'mean_of', 'student', 'interval', 'wilson', 'kid',
-           'fid', 'diversity', 'copying', 'Look', 'look_at', 'read_once', 'without', 'score', 'tidy']
+           'fid', 'diversity', 'copying', 'Look', 'look_at', 'read_once', 'without', 'score', 'nearer_texts', 'tidy']
 
 # %% ../../nbs/judging/04_metrics.ipynb #927f3139
 import math
@@ -463,6 +463,17 @@ def score(
     table = pd.DataFrame(rows).T
     columns = ['n', 'n_reference', 'n_texts'] + [m+end for m in METRICS for end in ('','_low','_high','_std','_n')]
     return table[[c for c in columns if c in table]]
+
+# %% ../../nbs/judging/04_metrics.ipynb #43145b3f
+def nearer_texts(
+    images:list,   # one a prompt
+    reference,     # an `ImageSet` of the style
+    prompts:list,  # objects with `text`
+    judge=None,    # an `Encoder` that reads; the embedded one unless given
+)->list:           # a number a picture, NaN where there is no prompt
+    "How many texts are nearer to each picture than its own prompt."
+    judge = load_encoder(judge or 'world')
+    return _places(look_at(list(images), judge), judge, prompts, _texts(prompts, reference)).tolist()
 
 # %% ../../nbs/judging/04_metrics.ipynb #31303a8b
 def _number(row, key):

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['GROUP_NAMES', 'STYLE', 'Column', 'meet', 'best', 'bounds_of', 'intervals', 'score_row', 'score_rows', 'smoothed',
-           'loss_curves', 'artwork_of', 'fact_text', 'plain', 'Section', 'report_page', 'report_data', 'check_pictures',
-           'write_report', 'overview']
+           'loss_curves', 'artwork_of', 'fact_text', 'plain', 'Head', 'Section', 'is_small', 'report_page',
+           'report_data', 'check_pictures', 'write_report', 'overview']
 
 # %% ../../nbs/showing/01_report.ipynb #666b0df5
 import hashlib, json, math
@@ -167,6 +167,12 @@ def plain(
 
 # %% ../../nbs/showing/01_report.ipynb #1e457fc7
 @dataclass
+class Head:
+    "A row of large pictures at the head of a report."
+    about:str        # what they are, and how they were chosen
+    pictures:list    # of (text, picture)
+
+@dataclass
 class Section:
     "A section that a report adds after its numbers."
     head:str         # its heading
@@ -175,7 +181,13 @@ class Section:
     heads:list=()    # of a table
     rows:list=()     # of the table, lists of text
 
-def report_page(title, lead, verdict, columns, prompts, ref, facts, metrics, sections)->str:
+def is_small(
+    im:Image.Image|Picture,
+)->bool:
+    "Whether a picture is shown larger than it is; its pixels then stay sharp."
+    return max((im.open() if isinstance(im, Picture) else im).size)<=128
+
+def report_page(title, lead, verdict, columns, prompts, ref, facts, metrics, sections, head)->str:
     "The page; takes what `write_report` takes."
     truths = [p.truth for p in prompts if p.truth]
     sets = [('StyleRef: the style to learn', ref)] + [(c.title, c.aux) for c in columns if c.aux]
@@ -183,7 +195,7 @@ def report_page(title, lead, verdict, columns, prompts, ref, facts, metrics, sec
     parts = [('People',asking(True)), ('Things',asking(False)), ('People or things',asking(None))]
     variable = {v:f'var(--{k})' for k,v in PALETTE.items()}
     return filled('showing/report.html',
-        style=STYLE, script=asset('showing/report.js').rstrip('\n'), data_uri=data_uri,
+        style=STYLE, script=asset('showing/report.js').rstrip('\n'), data_uri=data_uri, is_small=is_small, head=head,
         title=title, lead=lead, verdict=verdict, columns=columns, sets=sets, parts=parts, truth=bool(truths),
         table=score_rows(columns, metrics), sections=sections, curves=loss_curves(columns),
         colour={name:variable[c] for name,c in colours(columns).items()},
@@ -191,12 +203,12 @@ def report_page(title, lead, verdict, columns, prompts, ref, facts, metrics, sec
         artwork=artwork_of([*(p for _,s in sets for p in s), *truths]),
         most=30, many=' many' if len(columns)>5 else '')
 
-def report_data(title, lead, verdict, columns, prompts, ref, facts, metrics, sections)->str:
+def report_data(title, lead, verdict, columns, prompts, ref, facts, metrics, sections, head)->str:
     "The page as JSON; takes what `write_report` takes."
     asked = [dict(text=p.text, people=p.people, truth=p.truth) for p in prompts]
     def section(s): return dict(head=s.head, about=s.about, rows=[dict(zip(s.heads, r)) for r in s.rows])
     data = dict(title=title, lead=lead, verdict=verdict, columns=columns, prompts=asked, ref=ref, facts=facts,
-                metrics=metrics, sections=[section(s) for s in sections])
+                metrics=metrics, sections=[section(s) for s in sections], head=head and vars(head))
     return json.dumps(plain(data), ensure_ascii=False, indent=1, allow_nan=False)
 
 # %% ../../nbs/showing/01_report.ipynb #3dcefa9f
@@ -221,10 +233,11 @@ def write_report(
     facts:dict,       # label -> value, shown small at the end
     metrics:dict,     # see `score_rows`
     sections:list=(), # of `Section`
+    head:Head=None,   # large pictures before everything else
 )->Path:              # report.html
     "A page with everything on it, and the same as JSON."
     check_pictures(columns, prompts)
-    said = (title, lead, verdict, columns, prompts, ref, facts, metrics, sections)
+    said = (title, lead, verdict, columns, prompts, ref, facts, metrics, sections, head)
     page, data = report_page(*said), report_data(*said)
     out = Path(out)
     try:
