@@ -18,6 +18,7 @@ from ..core import StyleboostError, note, write_whole
 from .encoders import load_encoder
 from .judge import Judge
 from .style import style_vectors
+from ..pictures.captions import lines_of
 from ..pictures.images import ImageSet, png
 from ..pictures.tensors import to_tensor
 from ..pictures.world import SETS
@@ -195,7 +196,7 @@ def save_suggestion(
             raise StyleboostError(f'{b} is already there; choose another folder than {folder}, or move the file away.')
     s.images.save(folder)
     metadata = folder/'metadata.jsonl'
-    lines = [json.loads(l) for l in metadata.read_text('utf-8').splitlines()]
+    lines = [json.loads(l) for l in lines_of(metadata.read_bytes()) if l]
     lines = [_with_reasons(s, *each) for each in zip(lines, s.rows, s.images)]
     write_whole({metadata: ''.join(json.dumps(l, ensure_ascii=False)+'\n' for l in lines), table: _as_json(s)})
     part = sheet.with_name(f'.{sheet.name}.{os.getpid()}.part')
