@@ -35,7 +35,7 @@ class Prompt:
     def __post_init__(self):
         try: self.text.encode()
         except UnicodeEncodeError as e:
-            raise StyleboostError(f'The prompt {self.text!r} holds bytes that are no Unicode text; write it again.') from e
+            raise StyleboostError(f'The prompt {self.text!r} holds bytes that are no text; write it again.') from e
 
 # %% ../../nbs/pictures/03_prompts.ipynb #e5ddc4ed
 def _lines(path):
