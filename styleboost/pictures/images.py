@@ -373,11 +373,16 @@ def counted(self:ImageSet)->ImageSet:
          f'{self[first].name}')
     return ImageSet([self[i] for i in order], self.name, self.skipped)
 
-# %% ../../nbs/pictures/00_images.ipynb #95568989
+# %% ../../nbs/pictures/00_images.ipynb #740d609a
 def _metadata_line(file, p):
     "A picture's line of metadata.jsonl, without what nobody has said."
     row = dict(file_name=file, text=p.caption, people=p.people, subject=p.subject, set=p.set, licence=p.licence)
     return json.dumps({k:v for k,v in row.items() if v not in ('',None)}, ensure_ascii=False)+'\n'
+
+def _saved_name(p, i, n):
+    "A file's name for a picture that sorts by its place `i` among `n`."
+    stem, end = Path(p.name).stem, Path(p.name).suffix
+    return f'{i:0{max(4, len(str(n-1)))}d}-{stem}{end if p.path else ".png"}'
 
 @patch
 def save(self:ImageSet,
@@ -385,12 +390,10 @@ def save(self:ImageSet,
 )->Path:
     "The pictures as PNG files (files on disk are copied as they are) with metadata.jsonl."
     folder, lines = new_folder(path), []
-    digits = max(4, len(str(len(self)-1)))  # so that they sort in this order
     with whole(folder) as work:
         work.mkdir()
         for i,p in enumerate(self):
-            stem, end = Path(p.name).stem, Path(p.name).suffix
-            name = f'{i:0{digits}d}-{stem}{end if p.path else ".png"}'
+            name = _saved_name(p, i, len(self))
             (work/name).write_bytes(p.bytes() if p.path else png(p.open()))
             lines.append(_metadata_line(name, p))
         (work/'metadata.jsonl').write_text(''.join(lines), 'utf-8')
