@@ -124,6 +124,7 @@ def _check_suggest(ref, pool, k, people, weights, free):
     if not 0<=people<=1: raise StyleboostError(f'The share of people is {people:g}; give a number from 0 to 1.')
     if n<len(pool):
         note(f'{len(pool)-n} of {len(pool)} pictures of {pool.name} are StyleRef pictures; they are not suggested.')
+    if not n: raise StyleboostError(f'{pool.name} has no picture left to choose from; give other pictures.')
     if not 1<=k<=n:
         raise StyleboostError(f'{pool.name} has {n} pictures to choose from, {k} were asked for; ask for 1 to {n}.')
 
