@@ -374,10 +374,12 @@ def test_one_changed_byte_changes_the_hash(contents, data):
     other = bytearray(contents[which]); other[at] ^= data.draw(st.integers(1, 255))
     assert ImageSet([replace(p, data=bytes(other)) if i==which else p for i,p in enumerate(found)]).hash!=found.hash
 
-def test_a_file_changed_on_disk_changes_the_hash(folder):
+def test_a_file_changed_on_disk_changes_the_hash_of_the_folder_and_is_not_taken_for_the_one_that_was_read(folder, refused):
     found = ImageSet.from_folder(folder); before = found.hash
     (folder/'good.png').write_bytes(encoded(compress_level=1)+b'\0')
-    assert found.hash!=before
+    assert ImageSet.from_folder(folder).hash!=before
+    for use in (found.images, lambda: found.hash):
+        with refused('good.png', 'has changed', 'read the folder again'): use()
 
 def test_a_changed_caption_or_order_changes_the_hash(ref):
     assert len({ref.hash, ref[::-1].hash, ImageSet([replace(p, caption=p.caption+'.') for p in ref]).hash})==3

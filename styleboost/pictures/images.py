@@ -20,7 +20,7 @@ from ..core import StyleboostError, first_line, note, new_folder, whole
 from .captions import (
     ENDINGS, METADATA, caption_files, folder_metadata, leads_out, read_regular, said_of)
 
-# %% ../../nbs/pictures/00_images.ipynb #b9b2d0ad
+# %% ../../nbs/pictures/00_images.ipynb #117a0263
 LARGEST = 512*10**6  # bytes; larger files are refused before they are read
 
 @dataclass(frozen=True)
@@ -35,13 +35,17 @@ class Picture:
     set:str=''             # the set it belongs to
     licence:str=''         # SPDX identifier
     split:str=''           # what it may be used for
+    seen:str=field(default='', repr=False, compare=False)  # SHA-256 of the file when its folder was read
     def bytes(self):
         "The encoded file."
         if self.data is not None: return self.data
-        try: return read_regular(Path(self.path), LARGEST)
+        try: data = read_regular(Path(self.path), LARGEST)
         except OSError as e:
             raise StyleboostError(
                 f'{self.path} can no longer be read ({e.strerror}); put it back or leave it out.') from e
+        if self.seen and hashlib.sha256(data).hexdigest()!=self.seen:
+            raise StyleboostError(f'{self.path} has changed since its folder was read; read the folder again.')
+        return data
     @property
     def sha(self): return hashlib.sha256(self.bytes()).hexdigest()
     def open(self):
@@ -288,14 +292,15 @@ def sample(self:ImageSet,
             f'add pictures or ask for at most {len(self)}.')
     return self[sorted(random.Random(seed).sample(range(len(self)), k))]
 
-# %% ../../nbs/pictures/00_images.ipynb #d175849d
+# %% ../../nbs/pictures/00_images.ipynb #2870b038
 def _picture(file):
     "The picture in a file and what was changed to read it; raises the reason where there is none."
     if file.is_dir(): raise StyleboostError('a folder; only the pictures directly inside are read')
     if file.suffix.lower() not in KINDS: raise StyleboostError('not a picture by its ending')
-    _, changed = decode(read_regular(file, LARGEST), file.name)
+    data = read_regular(file, LARGEST)
+    _, changed = decode(data, file.name)
     if leads_out(file): changed.append('a link to a file elsewhere')
-    return Picture(file.name, path=file), changed
+    return Picture(file.name, path=file, seen=hashlib.sha256(data).hexdigest()), changed
 
 # %% ../../nbs/pictures/00_images.ipynb #b972aa78
 def _files(folder):
