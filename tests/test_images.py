@@ -272,7 +272,7 @@ def test_only_formats_of_the_list_are_opened_and_no_program_is_started(folder, s
 def test_whatever_is_wrong_with_a_picture_it_is_one_sentence(kind):
     if kind not in images.FORMATS: pytest.skip(f'this Pillow does not read {kind}')
     r, good = random.Random(kind), [encoded(noise.convert(m), kind, icc_profile=icc) for m in ('RGB','L') for icc in (None, ADOBE)]
-    for _ in range(150):
+    for _ in range(400):
         data = bytearray(r.choice(good))
         for _ in range(r.randint(1, 5)):
             at = r.randrange(min(len(data), r.choice((64, len(data)))))
