@@ -54,13 +54,15 @@ class Picture:
         return decode(self.bytes(), self.name)[0]
     def _repr_png_(self): return png(self.open())
 
-# %% ../../nbs/pictures/00_images.ipynb #4a5432af
+# %% ../../nbs/pictures/00_images.ipynb #a8457f3a
 BOMB = 120_000_000  # pixels; larger files are refused before they are decoded
 
 _endings = Image.registered_extensions()  # registers the formats too
 FORMATS = tuple(f for f in ('PNG', 'JPEG', 'MPO', 'WEBP', 'AVIF', 'HEIF', 'GIF', 'BMP', 'DIB', 'TIFF', 'JPEG2000',
                             'PPM', 'TGA', 'PSD', 'QOI', 'ICO') if f in Image.OPEN)
 KINDS = {e for e,f in _endings.items() if f in FORMATS}
+
+def _printable(text): return ''.join(c for c in text if c.isprintable())
 
 @contextmanager
 def _in_a_sentence(name):
@@ -77,8 +79,9 @@ def _in_a_sentence(name):
         raise StyleboostError(f'{name} cannot be read as a picture; it may be damaged, or of another kind than '
                               f'{", ".join(FORMATS)}.') from e
     except Exception as e:
+        why = _printable(first_line(e))  # it may quote the file
         raise StyleboostError(
-            f'{name} cannot be read as a picture ({first_line(e)}); it may be cut short or of another kind.') from e
+            f'{name} cannot be read as a picture ({why}); it may be cut short or of another kind.') from e
 
 def _read_whole(data, name):
     "The picture in `data`, all of its pixels read, and what was changed."
@@ -121,7 +124,7 @@ def _on_white(im):
     rgba = im.convert('RGBA')
     return Image.alpha_composite(Image.new('RGBA', rgba.size, 'white'), rgba), rgba.getextrema()[3][0]<255
 
-# %% ../../nbs/pictures/00_images.ipynb #a92684a9
+# %% ../../nbs/pictures/00_images.ipynb #023af296
 _colours = bytes(chain.from_iterable(product(range(0,256,15), repeat=3)))
 _tried = {'RGB': Image.frombytes('RGB', (18,18**2), _colours), 'L': Image.frombytes('L', (16,16), bytes(range(256)))}
 _modes = {'RGB ':'RGB', 'GRAY':'L', 'CMYK':'CMYK'}
@@ -129,7 +132,7 @@ _modes = {'RGB ':'RGB', 'GRAY':'L', 'CMYK':'CMYK'}
 def _profile_name(profile):
     "What a profile calls itself, fit for a terminal."
     said = ImageCms.getProfileDescription(profile)
-    return ''.join(c for c in said if c.isprintable()).strip()[:40] or 'a colour profile'
+    return _printable(said).strip()[:40] or 'a colour profile'
 
 @lru_cache(16)
 def _to_srgb(
