@@ -20,7 +20,8 @@ METHODS = dict(
     textual_inversion='textual_inversion:TextualInversion',
     controlnet='controlnet:ControlNet',
     hypernetwork='hypernetwork:Hypernetwork',
-    svdiff='svdiff:SVDiff')
+    svdiff='svdiff:SVDiff',
+    custom_diffusion='custom_diffusion:CustomDiffusion')
 
 # %% ../../nbs/methods/09_load.ipynb #7e9185da
 def method_class(name:str):
