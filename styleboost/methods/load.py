@@ -21,7 +21,9 @@ METHODS = dict(
     controlnet='controlnet:ControlNet',
     hypernetwork='hypernetwork:Hypernetwork',
     svdiff='svdiff:SVDiff',
-    custom_diffusion='custom_diffusion:CustomDiffusion')
+    custom_diffusion='custom_diffusion:CustomDiffusion',
+    dreamstyler='dreamstyler:DreamStyler',
+    dreamartist='dreamartist:DreamArtist')
 
 # %% ../../nbs/methods/09_load.ipynb #7e9185da
 def method_class(name:str):
