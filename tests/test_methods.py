@@ -15,11 +15,12 @@ from styleboost.training.loop import train
 from styleboost.training.recipes import Generated, Recipe, settled
 from styleboost.training.runs import Run
 
-TUNING = ('full', *(a.name for a in ADAPTERS))           # the methods that train layers; the others have tests of their own
+PLAIN = ('full','svdiff')                                # their layers are not chosen
+TUNING = (*PLAIN, *(a.name for a in ADAPTERS))           # the methods that train layers; the others have tests of their own
 CASES = [(m, 'attention') for m in TUNING] + [(a.name, 'all') for a in ADAPTERS if a.convolutions]
 cases = pytest.mark.parametrize('name, targets', CASES, ids=['-'.join(c) for c in CASES])
 
-def method(name='lora', targets='attention', **kw): return make_method(name, **kw, **({} if name=='full' else dict(targets=targets)))
+def method(name='lora', targets='attention', **kw): return make_method(name, **kw, **({} if name in PLAIN else dict(targets=targets)))
 
 @pytest.fixture
 def fresh(base):
@@ -46,7 +47,9 @@ def disturb(b, by=.02):
 
 def digests(tensors): return {k: hashlib.sha256(v.detach().contiguous().numpy().tobytes()).hexdigest()[:8] for k,v in tensors.items()}
 
-def frozen(b): return {f'{k}.{n.replace("base_layer.","")}': p for k,m in b.learning.items() for n,p in m.named_parameters() if not p.requires_grad}
+def frozen(b):
+    plain = lambda n: n.replace('base_layer.','').replace('parametrizations.weight.original','weight')
+    return {f'{k}.{plain(n)}': p for k,m in b.learning.items() for n,p in m.named_parameters() if not p.requires_grad}
 
 # the interface
 
@@ -177,7 +180,7 @@ def test_an_adapter_suggests_its_own_learning_rate_and_full_leaves_it_to_the_bas
 
 @pytest.mark.parametrize('name, prior', [(m,'aux') for m in METHODS if m!='controlnet'] + [('lora','none'), ('lora','generated')])
 def test_any_method_with_any_prior(base, quick, aux, tmp_path, name, prior):
-    r = quick(dict(none=None, aux=aux, generated=Generated('a photo of style', 1, steps=1))[prior], method=name, **(dict(rank=4) if name in TUNING[1:] else {}))
+    r = quick(dict(none=None, aux=aux, generated=Generated('a photo of style', 1, steps=1))[prior], method=name, **(dict(rank=4) if name in TUNING[len(PLAIN):] else {}))
     run = train(r, tmp_path/'run', base=base, progress=False, every=1, device='cpu', cache=tmp_path/'cache')
     ours, before = (sample(m, 'a photo of zwx style, a dog', 3, steps=2, raw=True)[0].tobytes() for m in (run, base))
     assert run.done and ours!=before and (len(run.log[0])==3+(prior!='none'))
@@ -186,7 +189,7 @@ def test_a_run_of_an_adapter_is_small_and_holds_only_the_adapter(base, quick, tm
     run = train(quick(method='lora', rank=2), tmp_path/'run', base=base, progress=False, device='cpu')
     assert {k.split('.')[-2] for k in load_file(run.weights)}=={'lora_A','lora_B'} and run.weights.stat().st_size<400e3
 
-@pytest.mark.parametrize('name', ['lora','dora','lokr'])
+@pytest.mark.parametrize('name', ['lora','dora','lokr','svdiff'])
 def test_resumed_is_uninterrupted_and_the_seed_matters(base, quick, tmp_path, name):
     go = lambda folder, seed=0, **kw: train(quick(method=name, steps=4, checkpoint=2), tmp_path/folder, seed, base, progress=False, every=1, device='cpu', **kw)
     go('halves', watch=lambda line: line['step']==2)

@@ -19,7 +19,11 @@ METHODS = dict(
     **{name:f'adapters:{cls}' for name,cls in _adapters.items()},
     textual_inversion='textual_inversion:TextualInversion',
     controlnet='controlnet:ControlNet',
-    hypernetwork='hypernetwork:Hypernetwork')
+    hypernetwork='hypernetwork:Hypernetwork',
+    svdiff='svdiff:SVDiff',
+    custom_diffusion='custom_diffusion:CustomDiffusion',
+    dreamstyler='dreamstyler:DreamStyler',
+    dreamartist='dreamartist:DreamArtist')
 
 # %% ../../nbs/methods/09_load.ipynb #7e9185da
 def method_class(name:str):

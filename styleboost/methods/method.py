@@ -39,6 +39,7 @@ class View:
     name:str=''                # of the change; a part of the key that its latents are kept under
     change:Callable=None       # of the cut picture (PIL), if there is one
     words:str='{text}'         # what its text becomes
+    mask:Callable=None         # (h, w) -> (1, h, w): where there is something to learn, 1, and where not, 0
 
 # %% ../../nbs/methods/00_method.ipynb #dc941273
 @dataclass(frozen=True)

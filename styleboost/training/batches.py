@@ -84,8 +84,9 @@ def opened_view(
     view:View,
 )->Kept:
     "What a file holds, as `Kept`."
-    told = Condition({k:v[None] for k,v in tensors.items() if k!='moments'})
-    return Kept(tensors['moments'], told, view)
+    x, told = tensors['moments'], Condition({k:v[None] for k,v in tensors.items() if k!='moments'})
+    if view.mask: told |= dict(mask=view.mask(*x.shape[-2:])[None])
+    return Kept(x, told, view)
 
 def view_key(
     picture:Picture,
