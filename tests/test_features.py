@@ -3,7 +3,7 @@ import copy, shutil, sys, types
 
 import pytest, torch, torch.nn.functional as F
 from PIL import Image, ImageChops
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel
 
 from styleboost.judging.encoders import ClipEncoder, CsdEncoder, load_encoder
@@ -228,3 +228,18 @@ def test_plain_statistics_tell_styles_apart():
     near = lambda a, b: (plain_statistics(a).mean(0)-plain_statistics(b).mean(0)).norm()
     one, two = pictures('openmoji')[:150], pictures('openmoji')[150:300]
     assert near(one, two) < .5*near(one, pictures('fluent-emoji')[:150])
+
+@pytest.mark.parametrize('spoil', [
+    lambda f: (f/'config.json').write_text('{"styles": 3}'), lambda f: (f/'image_encoder.safetensors').write_bytes(b'x'),
+    lambda f: (f/'text_encoder'/'model.safetensors').unlink(), lambda f: (f/'tokenizer'/'tokenizer.json').write_text('{')])
+def test_a_damaged_judge_is_told_in_one_sentence(tmp_path, refused, spoil):
+    folder = shutil.copytree(JUDGE, tmp_path/'judge')
+    spoil(folder)
+    with refused(str(folder), 'cannot be read'): load_judge(folder)
+
+def test_a_judge_whose_weights_are_no_numbers_is_refused(tmp_path, refused):
+    folder = shutil.copytree(JUDGE, tmp_path/'judge')
+    tensors = load_file(folder/'image_encoder.safetensors')
+    tensors['person.bias'][0] = float('nan')
+    save_file(tensors, folder/'image_encoder.safetensors')
+    with refused(str(folder), 'no numbers', 'person.bias'): load_judge(folder)

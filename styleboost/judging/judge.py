@@ -216,12 +216,17 @@ def load_judge(
     folder:str|Path=JUDGE,  # as `Judge.save` writes it
 )->Judge:
     "A saved judge, frozen."
-    folder = Path(folder)
-    if not (folder/'config.json').exists():
-        raise StyleboostError(f'There is no judge in {folder}; reinstall styleboost, or name a folder that Judge.save '
-                              'wrote.')
-    image, styles = _read_image_encoder(folder)
-    with quiet():
-        text = CLIPTextModelWithProjection.from_pretrained(folder/'text_encoder', dtype=torch.float32,
-                                                           use_safetensors=True)
-    return Judge(image, text, CLIPTokenizer.from_pretrained(folder/'tokenizer'), styles, folder)
+    folder, way_out = Path(folder), 'reinstall styleboost, or name a folder that Judge.save wrote.'
+    if not (folder/'config.json').exists(): raise StyleboostError(f'There is no judge in {folder}; {way_out}')
+    try:
+        image, styles = _read_image_encoder(folder)
+        with quiet():
+            text = CLIPTextModelWithProjection.from_pretrained(folder/'text_encoder', dtype=torch.float32,
+                                                               use_safetensors=True)
+            tokenizer = CLIPTokenizer.from_pretrained(folder/'tokenizer')
+        judge = Judge(image, text, tokenizer, styles, folder)
+        broken = [k for k,v in judge.state_dict().items() if not v.isfinite().all()]
+    except Exception as e:   # transformers raises what its parsers raise
+        raise StyleboostError(f'The judge in {folder} cannot be read ({first_line(e)}); {way_out}') from e
+    if broken: raise StyleboostError(f'The judge in {folder} has weights that are no numbers ({broken[0]}); {way_out}')
+    return judge
