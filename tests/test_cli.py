@@ -37,9 +37,9 @@ OPTIONS = dict(
     export='--out --to --at --half --pictures --no-pictures --push',
     env='')
 
-def in_process(*args):
+def in_process(*args, encoding='utf-8'):
     "Runs the command here: its exit status, and what it wrote. An error that gets through is a traceback, as it would be in a shell."
-    log, out, err, code = logging.getLogger('styleboost'), io.StringIO(), io.StringIO(), 0
+    log, out, err, code = logging.getLogger('styleboost'), io.TextIOWrapper(io.BytesIO(), encoding, newline=''), io.StringIO(), 0
     handlers, propagate = log.handlers[:], log.propagate
     metrics._once.cache_clear()                             # a command says everything, whatever this process has said before
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -47,7 +47,8 @@ def in_process(*args):
         except SystemExit as e: code = e.code or 0
         except BaseException: code = 1; traceback.print_exc(file=err)
         finally: log.handlers[:], log.propagate = handlers, propagate
-    return SimpleNamespace(code=code, out=out.getvalue(), err=err.getvalue())
+    out.flush()
+    return SimpleNamespace(code=code, out=out.buffer.getvalue().decode(encoding), err=err.getvalue())
 
 @pytest.fixture(scope='module')
 def here(tmp_path_factory, ref, aux):
@@ -210,7 +211,7 @@ def test_score_spoils_no_file_that_it_did_not_write(here, drawn, tmp_path):
         done = in_process('score', drawn.folder, '--reference', here/'aux', '--out', mine)
         assert done.code==1 and 'was not written by `styleboost score`' in done.err and mine.read_text()==theirs
     done = in_process('score', drawn.folder, '--reference', here/'aux', '--out', mine/'below.json')
-    assert done.code==1 and 'cannot be made' in done.err and 'Traceback' not in done.err
+    assert done.code==1 and 'Not a directory' in done.err and 'Traceback' not in done.err
     for _ in range(2): assert in_process('score', drawn.folder, '--reference', here/'aux', '--out', tmp_path/'new'/'scores.json').code==0
     assert in_process('score', drawn.folder, '--reference', here/'aux', '--out', tmp_path).err.startswith(f'styleboost: {tmp_path} is a folder')
 
@@ -255,6 +256,43 @@ def test_every_kind_of_prior_trains(here, tmp_path, monkeypatch, word, sizes):
 def test_env_names_versions_devices_and_pools():
     done = in_process('env')
     assert done.code==0 and all(w in done.out for w in ('torch', 'cpu', 'openmoji', 'world:people', 'world:micah'))
+
+# screens
+
+@pytest.mark.parametrize('encoding, arrow', [('ascii', '^'), ('cp1252', '^'), ('utf-8', '↑')])
+def test_a_screen_that_lacks_a_letter_gets_a_question_mark(here, tmp_path, encoding, arrow):
+    ref, out = here/'ref', tmp_path/'画像'
+    if not (here/'絵').exists(): ImageSet.from_folder(ref).save(here/'絵')
+    done = in_process('train', '--ref', here/'絵', '--prior', 'none', '--recipe', here/'cheap.json', '--method', 'lora', '--out', out, encoding=encoding)
+    assert done.code==0 and Run(out).done, done.err
+    assert ('3 pictures, ?' if encoding!='utf-8' else '3 pictures, 絵') in done.out
+    scored = in_process('score', out, '--reference', here/'aux', '--out', tmp_path/'scores.json', encoding=encoding)
+    assert scored.code==0 and arrow in scored.out, scored.err+scored.out
+
+def test_a_name_does_not_steer_the_terminal(tmp_path, here):
+    folder = tmp_path/'\x1b[2Jart :fire:'
+    ImageSet.from_folder(here/'ref').save(folder)
+    (folder/'\x1b]0;mine\x07.txt').write_text('words')
+    done = in_process('train', '--ref', folder, '--prior', 'none', '--recipe', here/'cheap.json', '--method', 'lora', '--out', tmp_path/'\x1b[31mrun')
+    lost = in_process('sample', tmp_path/'\x1b[32m', '--prompt', 'a', '--out', tmp_path/'out')
+    assert done.code==0 and lost.code==1
+    for text in (done.out, done.err, lost.err): assert '\\x1b' in text and not re.search('[\x07\x1b]', text.replace('\x1b[A', ''))
+    assert 'art :fire:' in done.out
+
+# disks
+
+@pytest.mark.parametrize('call', ['train --ref {here}/ref --prior none', 'train --ref {here}/ref --prior none --out {tmp}/run --latents', 'sample tiny --prompt cat', 'export {here}/run',
+    'export {here}/run --to single-file', 'suggest --ref {here}/ref --pool world:micah', 'score {here}/ref --reference {here}/aux', 'compare --prior none', 'demo --quick'])
+@pytest.mark.parametrize('place, words', [('/proc/no/out', 'choose another place'), ('{tmp}/'+'é'*126, 'choose a shorter name'), ('{tmp}/file/out', 'Not a directory')])
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(here, trained, tmp_path, monkeypatch, call, place, words):
+    for room,work in (('training.loop','prepared'), ('bases.sampling','_draw'), ('judging.metrics','score'), ('judging.suggest','suggest')):
+        monkeypatch.setattr(f'styleboost.{room}.{work}', lambda *a, **kw: pytest.fail('the work was begun'))
+    (tmp_path/'file').write_text('1')
+    if not place.endswith('.safetensors') and 'single-file' in call: place += '.safetensors'
+    fill = lambda text: text.format(here=here, tmp=tmp_path)
+    out = [] if call.endswith('--latents') else ['--out']
+    refusal(in_process(*[fill(w) for w in call.split()], *out, fill(place)), words, codes=(1,))
+    assert [f.name for f in tmp_path.iterdir()]==['file']
 
 # wrong calls
 

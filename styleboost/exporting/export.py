@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LAYOUTS', 'SHOWN', 'merged', 'layouts_of', 'pictures_for', 'export', 'push']
 
-# %% ../../nbs/exporting/01_export.ipynb #28273e40
+# %% ../../nbs/exporting/01_export.ipynb #a3816a56
 import shutil
 from pathlib import Path
 
@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from ..bases.base import Base
 from ..bases.sampling import sample
-from ..core import StyleboostError, new_folder, note, quiet, whole
+from ..core import StyleboostError, new_folder, note, quiet, whole, writable
 from .card import card
 from ..pictures.images import ImageSet, contact_sheet
 from ..training.runs import Run
@@ -98,13 +98,13 @@ def _write(run, model, folder, to, half, file):
     for name,text in beside.items(): (folder/name).write_text(text, 'utf-8')
     return True
 
-# %% ../../nbs/exporting/01_export.ipynb #a44da139
+# %% ../../nbs/exporting/01_export.ipynb #9ea7ae7e
 def _alone(out, to)->bool:
     "Whether the file is written alone; refuses an unknown layout and a place that is taken."
     if to not in LAYOUTS: raise StyleboostError(f'There is no layout {to!r}; choose one of {", ".join(LAYOUTS)}.')
     alone = out.suffix=='.safetensors' and to!='diffusers'
     if not alone: new_folder(out, make=False)
-    elif out.exists(): raise StyleboostError(f'{out} exists; choose another name.')
+    elif writable(out).exists(): raise StyleboostError(f'{out} exists; choose another name.')
     return alone
 
 def export(

@@ -5,9 +5,9 @@
 # %% auto #0
 __all__ = ['FIRST', 'SECOND', 'differences', 'Study', 'weights_bytes']
 
-# %% ../../nbs/studies/06_study.ipynb #d018b4b9
+# %% ../../nbs/studies/06_study.ipynb #15b3d8ee
 import torch
-import hashlib, json, re, shutil
+import hashlib, json, shutil
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
@@ -18,7 +18,7 @@ from filelock import FileLock, Timeout
 from tqdm.auto import tqdm
 
 from .. import __version__
-from ..core import StyleboostError, log, note, write_whole
+from ..core import StyleboostError, log, note, writable, write_whole
 from ..pictures.images import ImageSet, png
 
 from ..bases.base import Base
@@ -35,11 +35,11 @@ from .arms import (
     DRAW_SAMPLER, DRAW_STEPS, Bench, Trained, Untouched, arm_name, arm_recipe, untouched_base)
 from .jobs import in_turn, on_ray
 from .cells import examine_split, learn_cell, report_cell
-from .results import Results, setting
+from .results import Results, check_names, setting
 from ..methods.method import attached, trained
 from ..bases.load import skeleton
 
-# %% ../../nbs/studies/06_study.ipynb #4062966a
+# %% ../../nbs/studies/06_study.ipynb #2f0400be
 def _check_asked(seeds, steps, draw_steps, choose):
     "Refuses seeds, checkpoints, sampler steps and metrics that no study can have."
     if not seeds or min(seeds)<0: raise StyleboostError(
@@ -62,12 +62,9 @@ def _named(arms):
         named[name] = word
     return named
 
-def _check_names(arms):
+def _check_arms(arms):
     if not arms: raise StyleboostError('A study needs arms; give at least one, such as none.')
-    for name in arms:
-        if name=='base' or not re.fullmatch(r'\w[\w.+ -]*', name): raise StyleboostError(
-            f'{name!r} cannot be the name of an arm; use letters, digits and hyphens, and not base, which is the '
-            'untouched base.')
+    check_names(arms)
 
 # %% ../../nbs/studies/06_study.ipynb #3fd4ccef
 def _recipes(arms, ref, steps, n, kw):
@@ -146,7 +143,7 @@ def _agreed(folder, was, now):
     return dict(was, arms=dict(was['arms'], **now['arms']), seeds=list(dict.fromkeys(was['seeds']+now['seeds'])),
                 versions=now['versions'])
 
-# %% ../../nbs/studies/06_study.ipynb #2e656007
+# %% ../../nbs/studies/06_study.ipynb #9220ca58
 class Study(Results):
     "A table of runs: arms by seeds, scored at several checkpoints."
     def __init__(self,
@@ -170,7 +167,7 @@ class Study(Results):
         seeds, steps = tuple(dict.fromkeys(seeds)), tuple(sorted(set(steps)))
         _check_asked(seeds, steps, sampler, choose)
         arms = _named(arms)
-        _check_names(arms)
+        _check_arms(arms)
         self.recipes = _recipes(arms, self.style.ref, steps[-1], n, dict(kw, method=method))
         self.style = replace(self.style, reference=without(self.style.reference, _seen(self.recipes)))
         self.bench = Bench(self.style, base, steps, self.folder, sampler, guidance, scheduler, judge, device)
@@ -184,7 +181,7 @@ class Study(Results):
     def ref(self): return self.style.ref
     def prompts(self, split='test'): return self.style.prompts(split)
 
-# %% ../../nbs/studies/06_study.ipynb #cf18fe0f
+# %% ../../nbs/studies/06_study.ipynb #3975ea30
 @patch
 def refuse(self:Study):
     "Refuses what would fail later, before anything is written."
@@ -196,6 +193,7 @@ def refuse(self:Study):
     if was and was['hash']!=base.hash: raise StyleboostError(
         f'{folder} holds another study: the base\'s weights were {was["hash"]} and are {base.hash}. '
         'Choose another folder, or the old base.')
+    writable(folder)
     base.process.scheduler(self.bench.sampler)
     for arm,r in self.recipes.items():
         try: check(settled(r, base), base)
