@@ -294,6 +294,28 @@ def test_a_place_that_cannot_be_written_is_refused_before_the_work(here, trained
     refusal(in_process(*[fill(w) for w in call.split()], *out, fill(place)), words, codes=(1,))
     assert [f.name for f in tmp_path.iterdir()]==['file']
 
+@pytest.fixture
+def small_disk():
+    "A disk that takes files of 60 kB: what is larger fails half-way, as on a full one."
+    resource = pytest.importorskip('resource')
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    @contextlib.contextmanager
+    def small():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
+        try: yield
+        finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    return small
+
+def test_a_disk_that_becomes_full_costs_nothing_that_was_there(here, trained, tmp_path, small_disk):
+    call = ['train', '--ref', here/'ref', '--prior', 'none', '--recipe', here/'cheap.json', '--method', 'lora', '--steps', 3, '--checkpoint', 1, '--out']
+    with small_disk(): refusal(in_process(*call, tmp_path/'run'), 'weights', 'make room on that disk')
+    assert in_process(*call, tmp_path/'run', '--resume').code==0 and in_process(*call, tmp_path/'straight').code==0
+    assert Run(tmp_path/'run').weights.read_bytes()==Run(tmp_path/'straight').weights.read_bytes()
+    before = sorted(tmp_path.rglob('*'))
+    for more in ([tmp_path/'model'], [tmp_path/'model', '--to', 'lora'], [tmp_path/'one.safetensors', '--to', 'lora']):
+        with small_disk(): refusal(in_process('export', tmp_path/'run', '--no-pictures', '--out', *more), more[0], 'make room on that disk')
+        assert sorted(tmp_path.rglob('*'))==before
+
 # wrong calls
 
 WRONG = {

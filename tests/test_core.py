@@ -1,11 +1,12 @@
 "What every room uses: one sentence for what goes wrong, and files that are whole or not there."
-import json, logging, os, subprocess, sys
+import contextlib, json, logging, os, subprocess, sys
 from pathlib import Path
 
 import pytest, torch
 
 from styleboost.core import (
-    StyleboostError, first_line, new_folder, note, quiet, read_tensors, save_tensors, whole, write_whole)
+    StyleboostError, disk_error, first_line, new_folder, note, on_disk, printable, quiet, read_tensors, save_tensors, whole, writable,
+    write_whole)
 
 ROOT = Path(__file__).resolve().parents[1]
 names = lambda folder: sorted(p.name for p in folder.iterdir())
@@ -95,6 +96,28 @@ def test_new_work_gets_an_empty_folder_or_none(tmp_path, refused):
     (tmp_path/'file').write_text('1')
     with refused(tmp_path, 'not empty'): new_folder(tmp_path)
     with refused('file', 'is a file'): new_folder(tmp_path/'file')
+
+@pytest.mark.parametrize('text, want', [('画像 é\t1\n', '画像 é\t1\n'), ('\x1b[31m', '\\x1b[31m'), ('a\rb\x9bc\x7f', 'a\\rb\\x9bc\\x7f'), ('\u202egnp.exe', '\\u202egnp.exe'), ('\udcff', '\\udcff'), ('\u2028', '\\u2028')])
+def test_what_steers_a_terminal_is_written_out(text, want, said):
+    assert printable(text)==want and str(StyleboostError(text))==want
+    note(text); assert said()==[want]
+
+@pytest.mark.parametrize('place, words', [('new/scores.json', ''), ('x'*255, 'shorter name'), ('é'*125, 'shorter name'), ('x'*100, ''), ('/'.join('x'*200 for _ in range(30)), 'shorter name'), ('file/below', 'Not a directory'), ('file', '')])
+def test_a_place_is_tried_and_nothing_stays(tmp_path, refused, place, words):
+    (tmp_path/'file').write_text('1')
+    with refused(words, tmp_path) if words else contextlib.nullcontext(): assert writable(tmp_path/place)==tmp_path/place
+    assert names(tmp_path)==['file']
+
+@pytest.mark.skipif(not Path('/proc').exists(), reason='no disk here refuses the superuser')
+def test_a_place_that_refuses_everybody_is_refused(refused):
+    for make in (True, False):
+        with refused('/proc/run', 'choose another place'): new_folder('/proc/run', make)
+
+def test_a_disks_refusal_says_the_file_and_the_remedy(tmp_path, refused):
+    with refused('log.jsonl', 'No space left', 'make room'), on_disk('log.jsonl'): raise OSError(28, 'No space left on device')
+    with refused('a.safetensors', 'Permission denied', 'may write to'), on_disk('a.safetensors'): raise RuntimeError('I/O error: Permission denied (os error 13)')
+    with pytest.raises(KeyError), on_disk('a'): raise KeyError('mine')
+    assert str(disk_error(OSError('odd')))=='A file cannot be used (odd); choose another place.'
 
 def test_one_process_speaks_for_all(said, monkeypatch):
     note('first'); monkeypatch.setenv('RANK', '1'); note('second')

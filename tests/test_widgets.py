@@ -528,13 +528,16 @@ def cells(path):
     "What a page holds."
     return json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', path.read_text('utf-8'), re.S)[1])
 
+EVIL = 'It </script> broke <!--<script> and <SCRIPT/x.'
+
 def test_the_page_holds_every_picture_and_number(study, tmp_path):
     study.chosen = dict(none=50, generated=100, aux=200)
-    study.lost['aux',1,50] = (2,); study.failed['none',1] = 'It </script> broke.'
+    study.lost['aux',1,50] = (2,); study.failed['none',1] = EVIL
     path = Compare(study).export(tmp_path/'page.html')
     d, html = cells(path), path.read_text('utf-8')
+    assert len(re.findall('<script', html, re.I))==2 and '<!--' not in html       # what is inside neither ends a script nor keeps it open
     assert set(d['sheets'])=={'test|truth','test|base', *(f'test|{a}|{s}|{t}' for a in study.arms for s in (0,1) for t in study.steps if (a,s)!=('none',1))}
-    assert d['missing']['test|aux|1|50']==[2] and d['missing']['test|truth']==[5,6,7,8,9] and d['failed']=={'none|1':'It </script> broke.'} and d['chosen']==study.chosen
+    assert d['missing']['test|aux|1|50']==[2] and d['missing']['test|truth']==[5,6,7,8,9] and d['failed']=={'none|1':EVIL} and d['chosen']==study.chosen
     sheet = Image.open(io.BytesIO(base64.b64decode(d['sheets']['test|aux|1|200'].split(',')[1]))).convert('RGB')
     got = sheet.crop((64,64,128,128))                                             # the ninth: second row, second column
     assert np.abs(np.asarray(got, float)-np.asarray(study.draw('aux',1,200,9), float)).mean()<12
