@@ -204,6 +204,20 @@ def test_a_folder_belongs_to_one_process(straight, make, tmp_path, refused):
     other.kill(); other.wait()
     assert len(make(folder).run(progress=False).done)==4                                     # a lock ends with its process
 
+@pytest.mark.parametrize('nth', [1, 2])
+def test_a_study_that_is_moved_while_it_runs_begins_no_other_in_its_place(straight, make, tmp_path, monkeypatch, refused, nth):
+    at, there, count = tmp_path/'s', tmp_path/'there', []
+    with monkeypatch.context() as m:
+        def moves(*a, real=arms.train, **kw):
+            run = real(*a, **kw)
+            count.append(0)
+            if len(count)==nth: at.rename(there)
+            return run
+        m.setattr(arms, 'train', moves)
+        with refused(at, 'is gone from here', 'put it back'): make(at).run(progress=False)
+    assert len(count)==nth and not at.exists()
+    same(make(there).run(progress=False), straight)
+
 def test_what_another_process_added_is_not_forgotten(straight, make, tmp_path):
     folder = shutil.copytree(straight.folder, tmp_path/'s')
     before = make(folder)

@@ -264,7 +264,7 @@ def begin(self:Study)->dict:
     self._keep_sets(recipes)
     return recipes
 
-# %% ../../nbs/studies/06_study.ipynb #255916a5
+# %% ../../nbs/studies/06_study.ipynb #cd1ff9d2
 FIRST, SECOND = .85, .15   # of a cell's work; what the bar's estimate rests on
 
 @contextmanager
@@ -288,9 +288,16 @@ def _bar(self:Study, progress):
 @patch
 def _work_done(self:Study): return FIRST*len(self.learned)+SECOND*len(self.done)
 
+def _check_there(folder):
+    "Refuses to go on where a study is no longer: we would begin another in its place."
+    if not (Path(folder)/'study.json').exists(): raise StyleboostError(
+        f'{folder} is gone from here: it was moved, renamed or removed while the study ran, or this worker cannot '
+        'see it; put it back, or call the study again with the place where it is now.')
+
 @patch
 def _keep_outcome(self:Study, arm, seed, sentence, trace):
     "A file that says what went wrong, or none if all went well."
+    _check_there(self.folder)
     file = self.run_folder(arm, seed).with_suffix('.failed')
     file.parent.mkdir(parents=True, exist_ok=True)
     if not sentence: return file.unlink(missing_ok=True)
@@ -324,7 +331,7 @@ def _second_halves(self:Study, ready):
     chosen, done = self.chosen, self.done
     return [(a,s,chosen[a]) for a,s in ready if a in chosen and (a,s) not in done]
 
-# %% ../../nbs/studies/06_study.ipynb #5e5d8510
+# %% ../../nbs/studies/06_study.ipynb #dd96d602
 @patch
 def _carry_out(self:Study, ray, gpus, progress):
     recipes, bench = self.begin(), self.bench
@@ -332,8 +339,12 @@ def _carry_out(self:Study, ray, gpus, progress):
     base = Untouched(bench, next(iter(recipes.values())).method.phrase)
     folders = {c: self.run_folder(*c) for c in self.cells}
     # they go to workers, so they hold no more than a cell needs
-    def first_half(arm, seed, tell=None): learn_cell(bench, arms[arm], folders[arm,seed], seed, tell)
-    def second_half(arm, seed, step, tell=None): report_cell(bench, arms[arm], folders[arm,seed], seed, step)
+    def first_half(arm, seed, tell=None):
+        _check_there(bench.out)
+        learn_cell(bench, arms[arm], folders[arm,seed], seed, tell)
+    def second_half(arm, seed, step, tell=None):
+        _check_there(bench.out)
+        report_cell(bench, arms[arm], folders[arm,seed], seed, step)
     with self._bar(progress) as bar:
         do = partial(self._do_jobs, bar=bar, ray=ray, gpus=gpus)
         ready = self.learned
