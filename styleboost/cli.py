@@ -304,7 +304,7 @@ def sample(
     out:Annotated[Path, typer.Option(help='Folder for the pictures; empty or new.')],
     prompt:Annotated[Optional[str], typer.Option(help='What to draw. A run adds its own style words.')]=None,
     prompts:Annotated[Optional[Path], typer.Option(
-        help='A file with one prompt a line, or a .tsv with the columns prompt and people.')]=None,
+        help='A file with one prompt a line, or a .csv or .tsv with the columns prompt and people.')]=None,
     n:Annotated[int, typer.Option(help='Pictures of each prompt.')]=1,
     seed:Annotated[int, typer.Option(help='Of the first picture; the others count up.')]=0,
     steps:Annotated[int, typer.Option(help='Sampler steps.')]=30,
@@ -398,8 +398,8 @@ def score(
              'scored.')],
     reference:Annotated[Path, typer.Option(help='Folder with pictures of the true style that were not trained on.')],
     prompts:Annotated[Optional[Path], typer.Option(
-        help='The prompts in the order of the files\' names, where the folder does not hold them: one a line, or a '
-             '.tsv with the columns prompt and people.')]=None,
+        help='The prompts in the order of the files\' names, 2 before 10, where the folder does not hold them: one a '
+             'line, or a .csv or .tsv with the columns prompt and people.')]=None,
     ref:Annotated[Optional[Path], typer.Option(
         help='Folder with the style references: adds copying, and takes them out of --reference.')]=None,
     encoder:Encoder='world',
@@ -410,6 +410,7 @@ def score(
     from styleboost.judging.metrics import score, tidy
     _check_scores_file(out)
     ims, real = ImageSet.from_folder(_pictures_of(pictures)), ImageSet.from_folder(reference)
+    if prompts: ims = ims.counted()
     asked = read_prompts(prompts) if prompts else [Prompt(p.caption, p.people) for p in ims]
     table = score(ims, real, asked, encoder, ref=ref and ImageSet.from_folder(ref))
     out.parent.mkdir(parents=True, exist_ok=True)

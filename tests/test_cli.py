@@ -215,6 +215,16 @@ def test_score_spoils_no_file_that_it_did_not_write(here, drawn, tmp_path):
     for _ in range(2): assert in_process('score', drawn.folder, '--reference', here/'aux', '--out', tmp_path/'new'/'scores.json').code==0
     assert in_process('score', drawn.folder, '--reference', here/'aux', '--out', tmp_path).err.startswith(f'styleboost: {tmp_path} is a folder')
 
+def test_score_pairs_a_list_of_prompts_with_pictures_as_people_count_them(here, picture, tmp_path):
+    (tmp_path/'p.txt').write_text(''.join(f'a picture of {i}\n' for i in range(1, 13)))
+    for name in ('{}.png', '{:02d}.png'):
+        folder = tmp_path/name; folder.mkdir()
+        for i in range(1, 13): (folder/name.format(i)).write_bytes(picture(str(i)).data)
+        done = in_process('score', folder, '--reference', here/'bare', '--prompts', tmp_path/'p.txt', '--out', tmp_path/f'{name}.json')
+        assert done.code==0 and ('2.png before 10.png' in done.err)==(name=='{}.png'), done.err
+    plain, padded = (rows(tmp_path/f'{name}.json')['all'] for name in ('{}.png', '{:02d}.png'))
+    assert plain['text']==padded['text']
+
 def test_score_takes_a_run_prompts_and_style_references(here, trained, tmp_path):
     asked = tmp_path/'asked.tsv'; asked.write_text('prompt\tpeople\n'+''.join(f'thing {i}\t{"true" if i<5 else "false"}\n' for i in range(8)))
     done = in_process('score', trained.folder, '--reference', here/'aux', '--ref', here/'ref', '--prompts', asked, '--out', tmp_path/'scores.json')

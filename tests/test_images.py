@@ -1,11 +1,12 @@
 "A folder of anything: what can be read is read and upright, the rest is named with its reason, and nothing on disk is touched."
-import io, json
+import io, json, os, struct, subprocess, zlib
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import given, strategies as st
-from PIL import Image
+from PIL import Image, ImageCms
 
 from styleboost.pictures import images
 from styleboost.pictures.images import ImageSet, Picture
@@ -155,6 +156,138 @@ def test_garbled_exif_does_not_stop_the_folder(folder):
     (folder/'camera.jpg').write_bytes(encoded(Image.new('RGB', (16,16)), 'JPEG', exif=b'Exif\0\0MM\0*\0\0\0\x08\xff\xff\x01\x12\0\x03\xff\xff\xff\xff'))
     assert 'good.png' in [p.name for p in ImageSet.from_folder(folder)]
 
+# colours
+
+def profile(space, tags, kind=b'mntr', pcs=b'XYZ '):
+    "An ICC profile of version 2."
+    at, table, body = 132+12*len(tags), struct.pack('>I', len(tags)), b''
+    for name,data in tags.items():
+        table += name+struct.pack('>II', at+len(body), len(data)); body += data+b'\0'*(-len(data)%4)
+    head = struct.pack('>I', at+len(body))+b'lcms'+struct.pack('>I', 0x02400000)+kind+space+pcs+struct.pack('>6H',2024,1,1,0,0,0)+b'acsp'+b'\0'*28+struct.pack('>I',0)
+    return (head+b''.join(map(fixed, D50))+b'lcms').ljust(128, b'\0')+table+body
+
+D50, D65 = (.9642,1.,.8249), (.9505,1.,1.089)
+def fixed(v): return struct.pack('>i', round(v*65536))
+def xyz(v): return b'XYZ \0\0\0\0'+b''.join(map(fixed, v))
+def curve(gamma): return b'curv\0\0\0\0'+struct.pack('>IH', 1, round(gamma*256))
+def named(name): return b'desc\0\0\0\0'+struct.pack('>I', len(name)+1)+name+b'\0'*79
+
+def rgb_profile(name, primaries, gamma):
+    "A profile of three primaries and one curve."
+    m = np.array([[x/y,1,(1-x-y)/y] for x,y in primaries]).T; m = m*np.linalg.solve(m, np.array(D65))
+    b = np.array([[.8951,.2664,-.1614],[-.7502,1.7135,.0367],[.0389,-.0685,1.0296]])             # Bradford's adaptation to D50
+    m = np.linalg.inv(b)@np.diag((b@D50)/(b@D65))@b@m
+    return profile(b'RGB ', {b'desc':named(name), b'wtpt':xyz(D50), **{t:xyz(m[:,i]) for i,t in enumerate((b'rXYZ',b'gXYZ',b'bXYZ'))}, **{t:curve(gamma) for t in (b'rTRC',b'gTRC',b'bTRC')}})
+
+ADOBE = rgb_profile(b'AdobeRGB', [(.64,.33),(.21,.71),(.15,.06)], 2.2)
+P3 = rgb_profile(b'DisplayP3', [(.68,.32),(.265,.69),(.15,.06)], 2.2)
+LINEAR_GREY = profile(b'GRAY', {b'desc':named(b'LinearGrey'), b'wtpt':xyz(D50), b'kTRC':curve(1)})
+SRGB = ImageCms.ImageCmsProfile(ImageCms.createProfile('sRGB')).tobytes()
+
+def inks(lab):
+    "A profile of a printer: `lab` gives the colour of each corner of (cyan, magenta, yellow, black)."
+    corners = bytes(round(v) for i in range(16) for v in encode_lab(lab(*(i>>s&1 for s in (3,2,1,0)))))
+    ramp = bytes(range(256))
+    lut = b'mft1\0\0\0\0'+bytes((4,3,2,0))+b''.join(fixed(v) for v in (1,0,0,0,1,0,0,0,1))+ramp*4+corners+ramp*3
+    return profile(b'CMYK', {b'desc':named(b'Printer'), b'wtpt':xyz(D50), b'A2B0':lut}, b'prtr', b'Lab ')
+
+def encode_lab(lab): return lab[0]*2.55, lab[1]+128, lab[2]+128
+
+def lab_to_srgb(l, a, b):
+    "By the formulas, through D50."
+    fy = (l+16)/116; f = np.array([fy+a/500, fy, fy-b/200])
+    m = np.array([[3.1339,-1.6169,-.4906],[-.9788,1.9161,.0335],[.0719,-.2290,1.4052]])
+    v = (m@(np.where(f>6/29, f**3, 3*(6/29)**2*(f-4/29))*D50)).clip(0,1)
+    return np.where(v>.0031308, 1.055*v**(1/2.4)-.055, 12.92*v)*255
+
+COLOURS = [(200,60,40),(60,180,75),(40,80,200),(230,200,60),(220,170,140)]
+
+@pytest.mark.parametrize('icc, name', [(ADOBE,'AdobeRGB'), (P3,'DisplayP3')])
+@pytest.mark.parametrize('kind', ['PNG', 'TIFF', 'WEBP', 'PNG with a palette', 'PNG with transparency'])
+def test_colours_of_another_space_look_as_they_were_meant_and_that_is_said(folder, said, icc, name, kind):
+    im = Image.new('RGB', (100,20))
+    for i,c in enumerate(COLOURS): im.paste(c, (i*20,0,i*20+20,20))
+    theirs = ImageCms.profileToProfile(im, ImageCms.createProfile('sRGB'), ImageCms.ImageCmsProfile(io.BytesIO(icc)), outputMode='RGB', renderingIntent=1)
+    if 'palette' in kind: theirs = theirs.quantize(8)
+    if 'transparency' in kind: theirs.putalpha(255); theirs.putpixel((0,0), (0,0,0,0))
+    (folder/'photo.png').write_bytes(encoded(theirs, kind.split()[0], icc_profile=icc, lossless=True))
+    got = opened(folder, 'photo.png')
+    assert all(near(got.getpixel((i*20+10,10)), c, 2) for i,c in enumerate(COLOURS))
+    assert name in said()[0] and 'sRGB' in said()[0] and 'photo.png' in said()[0]
+    if 'transparency' in kind: assert got.getpixel((0,0))==(255,255,255)
+
+def test_a_profile_that_is_srgb_changes_no_bit_and_needs_no_word(folder, said):
+    for mode,name in (('RGB','a.png'), ('L','b.png'), ('RGBA','c.png')):
+        im = Image.effect_noise((64,64), 90).convert(mode); (folder/name).write_bytes(encoded(im, icc_profile=SRGB))
+        assert opened(folder, name).tobytes()==im.convert('RGB').tobytes()
+    assert said()==[]
+
+def test_a_grey_profile_is_followed(folder, said):
+    (folder/'scan.png').write_bytes(encoded(Image.new('L', (16,16), 55), icc_profile=LINEAR_GREY))
+    assert near(opened(folder, 'scan.png').getpixel((8,8)), (128,128,128), 1) and 'LinearGrey' in said()[0]     # 55/255 of the light is half of sRGB's numbers
+
+@pytest.mark.parametrize('kind', ['TIFF', 'JPEG'])
+def test_inks_are_mixed_as_their_profile_says(folder, said, kind):
+    icc = inks(lambda c,m,y,k: (0,0,0) if k else (100-20*c-25*m-5*y, 40*m-30*c, 60*y-20*c-10*m))
+    (folder/'print.tif').write_bytes(encoded(Image.new('CMYK', (16,16), (0,255,255,0)), kind, icc_profile=icc, **(dict(quality=100) if kind=='JPEG' else {})))
+    got, meant = opened(folder, 'print.tif').getpixel((8,8)), lab_to_srgb(70, 40, 50)
+    assert near(got, meant, 4) and not near(got, RED, 20) and 'Printer' in said()[0]
+
+@pytest.mark.parametrize('icc', [b'junk', SRGB[:300], LINEAR_GREY, inks(lambda *_: (50,0,0)), profile(b'RGB ', {b'desc':named(b'x')}), profile(b'RGB ', {}, b'link')], ids=['junk','cut','grey','inks','without tables','link'])
+def test_a_profile_that_cannot_be_used_is_said_and_the_colours_stay(folder, said, icc):
+    (folder/'photo.png').write_bytes(encoded(Image.new('RGB', (16,16), TEAL), icc_profile=icc))
+    assert opened(folder, 'photo.png').getpixel((8,8))==TEAL and ['photo.png' in m and 'profile' in m and 'sRGB' in m for m in said()]==[True]
+
+def test_a_gamma_that_is_not_followed_is_said(folder, said):
+    data = encoded(); gamma = b'gAMA'+struct.pack('>I', 100000)
+    (folder/'linear.png').write_bytes(data[:33]+struct.pack('>I', 4)+gamma+struct.pack('>I', zlib.crc32(gamma))+data[33:])
+    assert opened(folder, 'linear.png').getpixel((8,8))==TEAL and ['linear.png' in m and 'gamma' in m for m in said()]==[True]
+
+# greys of more than 8 bits
+
+def ramp(kind, most): return Image.fromarray((np.linspace(0, 1, 256).reshape(16,16)*most).astype(kind))
+
+@pytest.mark.parametrize('kind, most', [('int32',255), ('int32',65535), ('float32',1), ('float32',255), ('float32',65535)])
+def test_numbers_of_32_bits_are_scaled_and_that_is_said(folder, said, kind, most):
+    (folder/'scan.tif').write_bytes(encoded(ramp(kind, most), 'TIFF'))
+    got = np.asarray(opened(folder, 'scan.tif'))[...,0].astype(int)
+    assert abs(got.ravel()-np.arange(256)).max()<=1 and 'scan.tif' in said()[0] and f'up to {most}' in said()[0]
+
+@pytest.mark.parametrize('kind, value', [('float32',np.nan), ('float32',np.inf), ('float32',-1.), ('float32',1e6), ('int32',-5), ('int32',2**30)])
+def test_numbers_that_nobody_can_scale_are_refused(folder, said, kind, value):
+    a = np.zeros((16,16), kind); a[3,3] = value
+    (folder/'scan.tif').write_bytes(encoded(Image.fromarray(a), 'TIFF'))
+    assert [n for n,_ in ImageSet.from_folder(folder).skipped]==['scan.tif'] and '8 or 16 bits' in said()[0]
+
+# what a stranger's folder may not do
+
+@pytest.mark.parametrize('kind', ['EPS', 'PDF', 'ICNS', 'SGI', 'PCX', 'MSP'])
+def test_only_formats_of_the_list_are_opened_and_no_program_is_started(folder, said, monkeypatch, kind):
+    for name in ('Popen','run','call','check_call','check_output'): monkeypatch.setattr(subprocess, name, lambda *args, **kw: pytest.fail('a program was started'))
+    (folder/'photo.png').write_bytes(encoded(Image.new('1' if kind=='MSP' else 'RGB', (128,128)), kind))
+    assert [n for n,_ in ImageSet.from_folder(folder).skipped]==['photo.png'] and 'of another kind' in said()[0]
+
+def test_a_pipe_and_a_device_are_named_and_not_waited_for(folder, said):
+    os.mkfifo(folder/'pipe.png'); (folder/'zero.png').symlink_to('/dev/zero')
+    assert [n for n,_ in ImageSet.from_folder(folder).skipped]==['pipe.png','zero.png'] and all('regular' in m for m in said())
+
+def test_a_file_that_is_too_large_is_named_and_not_read_whole(folder, said, monkeypatch):
+    with (folder/'disk.png').open('wb') as f: f.truncate(10**6)
+    monkeypatch.setattr(images, 'LARGEST', 10**5)
+    assert [n for n,_ in ImageSet.from_folder(folder).skipped]==['disk.png'] and '0.1 MB' in said()[0]
+
+def test_a_picture_that_becomes_a_pipe_later_is_not_waited_for(folder, refused):
+    found = ImageSet.from_folder(folder); (folder/'good.png').unlink(); os.mkfifo(folder/'good.png')
+    with refused('good.png', 'pipe'): found.images()
+
+def test_a_picture_that_is_a_link_to_elsewhere_is_read_and_said(folder, tmp_path, said):
+    (tmp_path/'far.png').write_bytes(encoded()); (folder/'far.png').symlink_to(tmp_path/'far.png'); (folder/'near.png').symlink_to('good.png')
+    assert len(ImageSet.from_folder(folder))==3 and len(said())==1 and 'far.png' in said()[0] and 'link' in said()[0] and 'near.png' not in said()[0]
+
+def test_a_name_that_is_not_unicode_is_left_out_and_said(folder, said):
+    (folder/os.fsdecode(b'caf\xe9.png')).write_bytes(encoded())
+    assert len(ImageSet.from_folder(folder))==1 and len(said())==1 and 'not Unicode' in said()[0] and said()[0].encode()
+
 # captions
 
 def test_a_caption_for_no_picture_is_named(folder, said):
@@ -221,6 +354,19 @@ def test_pictures_come_in_sorted_order(tmp_path_factory, names):
     for n in names: (folder/n).write_bytes(encoded())
     assert [p.name for p in ImageSet.from_folder(folder)]==sorted(names)
 
+def test_in_the_order_of_a_list_names_are_counted_as_people_count(folder, said):
+    (folder/'good.png').unlink()
+    for i in range(1, 13): (folder/f'{i}.png').write_bytes(encoded())
+    found = ImageSet.from_folder(folder)
+    assert [p.name for p in found.counted()]==[f'{i}.png' for i in range(1, 13)] and len(said())==1 and '2.png before 10.png' in said()[0]
+    assert found.hash==ImageSet([Picture(n, path=folder/n) for n in sorted(f'{i}.png' for i in range(1, 13))]).hash
+    padded = ImageSet([replace(p, name=f'a-{i:04d}-2b.png') for i,p in enumerate(found)])
+    assert padded.counted() is padded and len(said())==1
+
+def test_more_than_ten_thousand_pictures_are_saved_in_their_order(picture):
+    names = [images._saved_name(picture('a'), i, 10_001) for i in range(10_001)]
+    assert names==sorted(names) and images._saved_name(picture('a'), 3, 10_000)=='0003-a.png'
+
 @given(st.lists(st.binary(min_size=1, max_size=30), min_size=1, max_size=4), st.data())
 def test_one_changed_byte_changes_the_hash(contents, data):
     found = ImageSet([Picture(f'{i}.png', data=b) for i,b in enumerate(contents)])
@@ -228,10 +374,12 @@ def test_one_changed_byte_changes_the_hash(contents, data):
     other = bytearray(contents[which]); other[at] ^= data.draw(st.integers(1, 255))
     assert ImageSet([replace(p, data=bytes(other)) if i==which else p for i,p in enumerate(found)]).hash!=found.hash
 
-def test_a_file_changed_on_disk_changes_the_hash(folder):
+def test_a_file_changed_on_disk_changes_the_hash_of_the_folder_and_is_not_taken_for_the_one_that_was_read(folder, refused):
     found = ImageSet.from_folder(folder); before = found.hash
     (folder/'good.png').write_bytes(encoded(compress_level=1)+b'\0')
-    assert found.hash!=before
+    assert ImageSet.from_folder(folder).hash!=before
+    for use in (found.images, lambda: found.hash):
+        with refused('good.png', 'has changed', 'read the folder again'): use()
 
 def test_a_changed_caption_or_order_changes_the_hash(ref):
     assert len({ref.hash, ref[::-1].hash, ImageSet([replace(p, caption=p.caption+'.') for p in ref]).hash})==3

@@ -12,7 +12,7 @@ from styleboost.judging.judge import load_judge
 from styleboost.judging.style import plain_statistics
 from styleboost.pictures.images import ImageSet, Picture, png
 from styleboost.judging.metrics import (
-    METRICS, SHOWN, copying, diversity, fid, interval, jackknife, kid, look_at, score, student, wilson)
+    METRICS, SHOWN, copying, diversity, fid, interval, jackknife, kid, look_at, score, student, wilson, tidy)
 from styleboost.pictures.prompts import Prompt
 from styleboost.pictures.world import pictures, pool, prompts, reference, style_ref
 
@@ -168,6 +168,18 @@ def test_the_base_has_gained_nothing_and_the_style_everything():
     drawn = list(pool('micah')[:42])+list(pool('landscape')[:42])
     nothing, all_ = score(drawn, REAL, ASKED, base=drawn), score(TRUE, REAL, ASKED, base=drawn)
     assert nothing.style_gain['all']==0 and all_.style_gain['all']==pytest.approx(1, abs=.1) and all_.style_gain_low['all']>.8
+
+def test_a_base_that_draws_the_style_leaves_nothing_to_gain_and_it_is_said(said):
+    same = [REAL[0]]*20
+    t = score(same, ImageSet(same), ASKED[:20], base=same)
+    assert 'style_gain' not in t and t['style']['all']==pytest.approx(1) and any('style gained is left out' in m for m in said())
+
+def test_pictures_that_are_all_equal_are_named_and_every_score_is_a_number(said):
+    for drawn,real in (([REAL[0]]*20, REAL[:40]), (TRUE[:20], ImageSet([REAL[0]]*20, 'one')), ([REAL[0]]*20, ImageSet([REAL[1]]*20, 'one'))):
+        rows = tidy(score(drawn, real, ASKED[:20], base=TRUE[:20]))
+        assert len(rows)>8 and all(math.isfinite(r['value']) for r in rows)
+    told = [m for m in said() if 'all equal' in m]
+    assert len(told)==4 and ['of one' in m for m in told]==[False, True, False, True]
 
 def test_people_are_compared_with_people_and_things_with_things():
     people, asked = TRUE[:42], ASKED[:42]

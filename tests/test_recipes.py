@@ -53,13 +53,21 @@ def test_a_base_may_be_given_as_a_path(ref):
 def test_every_picture_has_its_own_caption_in_its_prompt(ref):
     assert no_prior(ref).bindings[0].prompts()==[f'a photo of zwx style, a picture of {n}' for n in ('anna','bear','cat')]
 
-def test_captions_are_used_only_where_every_picture_has_one(ref):
-    some = ImageSet([ref[0], replace(ref[1], caption='')], 'some')
-    assert no_prior(some).bindings[0].prompts()==['a photo of zwx style']*2
+def test_of_a_partly_captioned_folder_each_picture_has_its_caption_or_the_bare_prompt_and_it_is_said(ref, said):
+    some = ImageSet([ref[0], replace(ref[1], caption=' '), ref[2]], 'some')
+    assert no_prior(some).bindings[0].prompts()==['a photo of zwx style, a picture of anna', 'a photo of zwx style', 'a photo of zwx style, a picture of cat']
+    assert len(said())==1 and all(w in said()[0] for w in ('some', 'bear.png', '"a photo of zwx style"', 'other 2')) and 'anna' not in said()[0]
 
-def test_a_prompt_with_captions_is_refused_where_one_is_missing(ref, refused):
+def test_without_any_caption_or_under_the_papers_preset_the_prompt_is_bare_and_needs_no_word(ref, said):
+    none = ImageSet([replace(p, caption='') for p in ref], 'none')
     some = ImageSet([ref[0], replace(ref[1], caption='')], 'some')
-    with refused('some', 'bear.png', '.txt'): Binding(some, 'x, {caption}').prompts()
+    assert no_prior(none).bindings[0].prompts()==['a photo of zwx style']*3 and no_prior(some, preset='paper').bindings[0].prompts()==['a photo of zwx style']*2
+    assert said()==[]
+
+@pytest.mark.parametrize('prompt, captions', [('x, {caption}', ('', ' ')), ('{caption} in x', ('a dog', ''))])
+def test_a_prompt_with_captions_is_refused_where_it_makes_no_sense_without(ref, refused, prompt, captions):
+    some = ImageSet([replace(p, caption=c) for p,c in zip(ref, captions)], 'some')
+    with refused('some', 'bear.png' if captions[0] else 'anna.png', '.txt'): Binding(some, prompt).prompts()
 
 def test_an_order_for_pictures_has_a_prompt_for_each(): assert Binding(Generated('a dog', 3), 'a dog').prompts()==['a dog']*3
 

@@ -174,6 +174,21 @@ def test_killed_for_good_and_resumed_by_the_command_is_uninterrupted(tmp_path, r
     assert tuned(killed)==tuned(whole)
     assert timeless(killed)==timeless(whole)
 
+@pytest.mark.parametrize('what', ['gone', 'changed', 'folder gone'])
+def test_pictures_that_went_or_changed_since_they_were_read_are_not_trained_on(go, quick, ref, tmp_path, refused, what):
+    found = ImageSet.from_folder(ref.save(tmp_path/'ref')); r = quick(ref=found); path = found[1].path
+    if what=='gone': path.unlink()
+    if what=='changed': path.write_bytes(found[0].bytes())
+    if what=='folder gone': path.parent.rename(tmp_path/'elsewhere')
+    with refused(path.parent if what=='folder gone' else path): go(r)
+    assert not (tmp_path/'run').exists()
+
+def test_pictures_that_change_while_a_training_begins_are_not_trained_on(go, quick, ref, tmp_path, refused, monkeypatch):
+    found = ImageSet.from_folder(ref.save(tmp_path/'ref'))
+    def late(*args, **kw): found[1].path.write_bytes(found[0].bytes()); return trainer.prepared(*args, **kw)
+    monkeypatch.setattr(loop, 'prepared', late)
+    with refused(found[1].path, 'has changed'): go(quick(ref=found))
+
 # only what is named moves
 
 def test_the_base_that_was_given_is_unchanged(go, quick, base):

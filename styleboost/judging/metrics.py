@@ -250,6 +250,13 @@ def without(
     return ImageSet(keep, reference.name) if gone else reference
 
 # %% ../../nbs/judging/04_metrics.ipynb #ed83d3e7
+def _tell_equal(what, look):
+    "Says where pictures are all equal: nothing is spread out in them, and intervals have no width."
+    n = len(look.features)
+    if n>1 and torch.allclose(look.features, look.features[:1].expand_as(look.features)):
+        note(f'The {n} {what} are all equal, so what is scored on them has an interval without width or none; '
+             'look at them before you believe a score.')
+
 def _flagged(pictures, flag):
     "Places of pictures that show people, or that do not, or of all where nobody says."
     return [i for i,p in enumerate(pictures) if flag is None or p.people==flag]
@@ -343,6 +350,8 @@ def _each(x, r, judge, reference, prompts, ref, base):
 def _see(images, reference, prompts, judge, ref, base):
     "Looks at everything."
     x, r, texts, places = look_at(images, judge), look_at(reference, judge), _texts(prompts, reference), None
+    _tell_equal('pictures', x)
+    _tell_equal(f'pictures of {reference.name}', r)
     each = _each(x, r, judge, reference, prompts, ref, base)
     shows = None if judge.people is None else judge.people(x.features)>judge.person_line
     if shows is None: _once(f'The encoder {judge.name} cannot tell people, so their rates are left out.')
@@ -367,6 +376,13 @@ def _gain(s, b):
     std = jackknife(gain((s.sum()-s)/(n-1), (b.sum()-b)/(n-1))) if n>1 else float('nan')
     return gain(s.mean(), b.mean()).item(), std
 
+def _put_gain(row, style, base):
+    "The style gained, where there is a way to go and every picture has its similarity."
+    if base.mean()>.999:
+        _once('The untouched base draws as near to the style as its own pictures are, so there is no way left to '
+              'gain; the style gained is left out.')
+    elif not base.isnan().any(): _put(row, 'style_gain', _gain(style, base), len(style))
+
 # %% ../../nbs/judging/04_metrics.ipynb #aa9a6b17
 def _put_clouds(row, s, keep, like, group):
     "KID, KID by colours and edges, and FID of a group, where it has enough pictures."
@@ -389,9 +405,7 @@ def _put_means(row, s, keep):
         v = values[keep]
         v = v[~v.isnan()]
         if k!='base' and len(v): _put(row, k, mean_of(v), len(v))
-    if 'base' in s.each:
-        style, base = s.each['style'][keep], s.each['base'][keep]
-        if not base.isnan().any(): _put(row, 'style_gain', _gain(style, base), len(keep))
+    if 'base' in s.each: _put_gain(row, s.each['style'][keep], s.each['base'][keep])
     if len(keep)>1: _put(row, 'diversity', diversity(s.unit[keep]), len(keep))
 
 def _put_share(row, key, right):
@@ -428,7 +442,7 @@ def _check_score(images, prompts, base):
              'left out of text alignment.')
     if all(p.people is None for p in prompts):
         note('No prompt says whether it asks for people, so people and things are not scored apart; give the prompts '
-             'as a .tsv with a people column, or the pictures a metadata.jsonl.')
+             'as a .csv or .tsv with a people column, or the pictures a metadata.jsonl.')
 
 # %% ../../nbs/judging/04_metrics.ipynb #846a9613
 def score(

@@ -18,6 +18,7 @@ from ..core import StyleboostError, note, write_whole
 from .encoders import load_encoder
 from .judge import Judge
 from .style import style_vectors
+from ..pictures.captions import lines_of
 from ..pictures.images import ImageSet, png
 from ..pictures.tensors import to_tensor
 from ..pictures.world import SETS
@@ -123,6 +124,7 @@ def _check_suggest(ref, pool, k, people, weights, free):
     if not 0<=people<=1: raise StyleboostError(f'The share of people is {people:g}; give a number from 0 to 1.')
     if n<len(pool):
         note(f'{len(pool)-n} of {len(pool)} pictures of {pool.name} are StyleRef pictures; they are not suggested.')
+    if not n: raise StyleboostError(f'{pool.name} has no picture left to choose from; give other pictures.')
     if not 1<=k<=n:
         raise StyleboostError(f'{pool.name} has {n} pictures to choose from, {k} were asked for; ask for 1 to {n}.')
 
@@ -195,7 +197,7 @@ def save_suggestion(
             raise StyleboostError(f'{b} is already there; choose another folder than {folder}, or move the file away.')
     s.images.save(folder)
     metadata = folder/'metadata.jsonl'
-    lines = [json.loads(l) for l in metadata.read_text('utf-8').splitlines()]
+    lines = [json.loads(l) for l in lines_of(metadata.read_bytes()) if l]
     lines = [_with_reasons(s, *each) for each in zip(lines, s.rows, s.images)]
     write_whole({metadata: ''.join(json.dumps(l, ensure_ascii=False)+'\n' for l in lines), table: _as_json(s)})
     part = sheet.with_name(f'.{sheet.name}.{os.getpid()}.part')

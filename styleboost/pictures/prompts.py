@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..core import StyleboostError
+from .captions import WORDS, flag_in, lines_of, table
 from .images import ImageSet, Picture, png
 
 # %% ../../nbs/pictures/03_prompts.ipynb #b2bad3ca
@@ -39,46 +40,58 @@ class Prompt:
     text:str               # in plain words, without the style's
     people:bool|None=None  # whether it asks for people, if known
     truth:Picture=None     # the artist's own picture of it, if there is one
+    def __post_init__(self):
+        try: self.text.encode()
+        except UnicodeEncodeError as e:
+            raise StyleboostError(f'The prompt {self.text!r} holds bytes that are no text; write it again.') from e
 
 # %% ../../nbs/pictures/03_prompts.ipynb #e5ddc4ed
 def _lines(path):
-    "The lines of a text file that are not blank."
-    try: lines = [l for l in path.read_text('utf-8-sig').splitlines() if l.strip()]
+    "The lines of a text file, not all of them blank."
+    try:
+        # you named this file, so a pipe is welcome here
+        with path.open('rb') as f: data = f.read(WORDS+1)
+        lines = lines_of(data)
     except OSError as e:
         raise StyleboostError(f'The prompts file {path} cannot be read ({e.strerror}); check the path.') from e
     except UnicodeDecodeError as e:
         raise StyleboostError(f'The prompts file {path} is not UTF-8 text; save it as UTF-8.') from e
-    if not lines: raise StyleboostError(f'The prompts file {path} is empty; write one prompt a line.')
+    if len(data)>WORDS:
+        raise StyleboostError(f'The prompts file {path} has more than the {WORDS/1e6:g} MB that are read; '
+                              'give a smaller one.')
+    if not any(l.strip() for l in lines):
+        raise StyleboostError(f'The prompts file {path} is empty; write one prompt a line.')
     return lines
-
-_flags = {'1':True, 'true':True, 'yes':True, '0':False, 'false':False, 'no':False, '':None}
 
 def _prompt(row, where):
     "The `Prompt` of a row, a dict by column; `where` names its line."
-    flag, text = row.get('people','').strip().lower(), row.get('prompt','').strip()
-    if flag not in _flags: raise StyleboostError(f'{where}: people is {flag!r}; write true or false.')
+    flag, text = flag_in(row, where), row['prompt'].strip()
     if not text: raise StyleboostError(f'{where}, has no prompt; write one or remove the line.')
-    return Prompt(text, _flags[flag])
+    return Prompt(text, flag)
 
 # %% ../../nbs/pictures/03_prompts.ipynb #6d27cbf2
 def read_prompts(
-    path:str|Path,  # .txt: one prompt a line; .tsv: columns `prompt` and `people`
+    path:str|Path,  # .txt: one prompt a line; .tsv or .csv: columns `prompt` and `people`
 )->list:            # of `Prompt`
     "Prompts from a file."
     path = Path(path)
-    lines = _lines(path)
-    if path.suffix.lower()!='.tsv': return [Prompt(l.strip()) for l in lines]
-    head, *rows = [l.split('\t') for l in lines]
-    if 'prompt' not in head:
-        raise StyleboostError(
-            f'The prompts file {path} has no column named prompt; its first line must name the columns.')
+    lines, kind = _lines(path), path.suffix.lower()
+    if kind in ('.json','.jsonl'):
+        raise StyleboostError(f'The prompts file {path} is JSON; write one prompt a line in a .txt, or a .csv.')
+    if kind not in ('.tsv','.csv'): return [Prompt(l.strip()) for l in lines if l.strip()]
+    rows = table(lines, path)
     if not rows:
         raise StyleboostError(f'The prompts file {path} has column names and no prompts; write one a line.')
-    return [_prompt(dict(zip(head, r)), f'{path}, line {i}') for i,r in enumerate(rows, 2)]
+    if 'prompt' not in rows[0][0]:
+        raise StyleboostError(
+            f'The prompts file {path} has no column named prompt; its first line must name the columns.')
+    return [_prompt(*row) for row in rows]
 
 # %% ../../nbs/pictures/03_prompts.ipynb #331a785b
 def _file_name(prompt, seed):
-    words = re.sub(r'[^\w.]+', '-', prompt.text)[:60].strip('-.')
+    words = re.sub(r'[^\w.]+', '-', prompt.text)[:60]
+    # a name has at most 255 bytes, and a letter up to four of them
+    words = words.encode()[:200].decode(errors='ignore').strip('-.')
     return f'{words or "picture"}-{seed}.png'
 
 def drawn(

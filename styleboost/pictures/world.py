@@ -13,6 +13,7 @@ from functools import lru_cache
 from pathlib import Path
 
 from ..core import StyleboostError, note
+from .captions import lines_of
 from .images import ImageSet, Picture
 from .prompts import Prompt
 
@@ -137,7 +138,7 @@ def pictures(
         raise StyleboostError(f'There is no set {name!r} in the embedded world; the sets are {", ".join(SETS)}.')
     licence, out = SETS[name].licence, []
     with zipfile.ZipFile(PACKS/f'{name}.zip') as z:
-        for line in z.read('metadata.jsonl').decode().splitlines():
+        for line in filter(None, lines_of(z.read('metadata.jsonl'))):
             r = json.loads(line)
             out.append(Picture(
                 name=f'{name}/{r["file_name"]}', data=z.read(r['file_name']), caption=r['text'], people=r['people'],
@@ -228,6 +229,7 @@ def pool(
         sets = [pictures(k) for k,s in SETS.items() if s.use=='pool' and (s.noun=='person')==portraits]
         shortest = min(map(len, sets))
         return ImageSet([s[i] for i in range(shortest) for s in sets], name=f'world:{name}')
-    if name in SETS and SETS[name].use!='pool':
-        raise StyleboostError(f'{name} is no pool of auxiliary images; choose {", ".join(pools())}.')
+    if name not in pools():
+        raise StyleboostError(f'{name!r} is no pool of auxiliary images in the embedded world; '
+                              f'choose one of {", ".join(pools())}.')
     return pictures(name)

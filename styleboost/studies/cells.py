@@ -12,7 +12,8 @@ from itertools import count
 from pathlib import Path
 
 from ..core import StyleboostError, first_line, note, write_whole
-from ..pictures.images import Picture, metadata_rows
+from ..pictures.captions import metadata_rows
+from ..pictures.images import Picture
 from ..pictures.prompts import drawn
 from ..judging.metrics import score, tidy
 from .arms import Arm, Bench

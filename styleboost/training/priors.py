@@ -12,8 +12,9 @@ from pathlib import Path
 
 from ..bases.base import Base
 from ..bases.sampling import sample
-from ..core import StyleboostError, whole
+from ..core import StyleboostError, first_line, whole
 from ..judging.suggest import suggest
+from ..pictures.captions import WORDS, name_inside, read_regular
 from ..pictures.images import ImageSet, Picture, png
 from ..pictures.world import pool
 from .recipes import Generated, Recipe
@@ -49,12 +50,15 @@ def _draw_prior(base, order, folder, batch, progress):
 def _kept_prior(folder, order):
     "The pictures of a folder, as its manifest has them."
     again = f'remove the folder {folder} to have its pictures drawn again.'
-    try: files = dict(json.loads((folder/'manifest.json').read_text())['files'])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as e:
-        raise StyleboostError(f'{folder/"manifest.json"} cannot be read ({e}); {again}') from e
-    pics = [Picture(n, path=folder/n, caption=order.prompt) for n in files]
+    manifest = folder/'manifest.json'
+    try:
+        files = dict(json.loads(read_regular(manifest, WORDS))['files'])
+        names = [name_inside(n, manifest.name) for n in files]
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
+        raise StyleboostError(f'{manifest} cannot be read ({first_line(e)}); {again}') from e
+    pics = [Picture(n, path=folder/n, caption=order.prompt) for n in names]
     for p in pics:
-        if not p.path.exists() or p.sha!=files[p.name]:
+        if not p.path.exists() or p.sha!=files.get(p.name):
             raise StyleboostError(f'{p.path} is not the picture that was generated; {again}')
     return ImageSet(pics, f'generated: {order.prompt}')
 

@@ -19,7 +19,29 @@ from ..methods.method import Full, Method, read_settings
 from ..pictures.images import ImageSet
 from ..pictures.prompts import TOKEN, style_prompt
 
-# %% ../../nbs/training/00_recipes.ipynb #06528e87
+# %% ../../nbs/training/00_recipes.ipynb #e65e9b7d
+def _uncaptioned(binding):
+    "Names of pictures whose caption the prompt asks for and that have none."
+    if isinstance(binding.images, Generated) or '{caption}' not in binding.prompt: return []
+    return [p.name for p in binding.images if not p.caption.strip()]
+
+def _tell_captions(binding):
+    "Says which pictures have no caption where others have."
+    names, n = _uncaptioned(binding), len(_uncaptioned(binding))
+    if not names or n==len(binding.images) or '{caption}' in binding.bare: return
+    more = f' and {n-5} more' if n>5 else ''
+    note(f'{binding.images.name}: no caption for {", ".join(names[:5])}{more}, so the prompt there is '
+         f'"{binding.bare}"; the other {len(binding.images)-n} pictures are trained on with theirs.')
+
+def _check_captions(binding):
+    "Refuses a prompt that cannot be filled in."
+    names = _uncaptioned(binding)
+    if not names or len(names)<len(binding.images) and '{caption}' not in binding.bare: return
+    more = f' and {len(names)-1} more' if len(names)>1 else ''
+    raise StyleboostError(f'{binding.images.name}: the prompt asks for {{caption}}, but {names[0]}{more} has no '
+                          'caption; write it a .txt file or use a prompt without {caption}.')
+
+# %% ../../nbs/training/00_recipes.ipynb #0f3c3a9d
 @dataclass(frozen=True)
 class Generated:
     "An order for prior images: drawn by the untouched base from one prompt."
@@ -44,20 +66,16 @@ class Binding:
         if isinstance(self.images, ImageSet) and not len(self.images):
             raise StyleboostError(f'{self.images.name} holds no pictures; give at least one.')
         if not self.weight>=0: raise StyleboostError(f'The weight of a binding is {self.weight}; it must be 0 or more.')
+        _tell_captions(self)
+    @property
+    def bare(self):
+        "The prompt of a picture that has no caption."
+        return self.prompt.replace(', {caption}', '')
     def prompts(self):
         "The prompt of each picture."
         if isinstance(self.images, Generated): return [self.prompt]*self.images.n
-        if '{caption}' not in self.prompt: return [self.prompt]*len(self.images)
-        _check_captions(self.images)
-        return [self.prompt.replace('{caption}', c) for c in self.images.captions]
-
-def _check_captions(images):
-    "Refuses pictures without a caption."
-    bare = [p.name for p in images if not p.caption]
-    if not bare: return
-    more = f' and {len(bare)-1} more' if len(bare)>1 else ''
-    raise StyleboostError(f'{images.name}: the prompt asks for {{caption}}, but {bare[0]}{more} has no caption; '
-        'write it a .txt file or use a prompt without {caption}.')
+        _check_captions(self)
+        return [self.prompt.replace('{caption}', c) if c.strip() else self.bare for c in self.images.captions]
 
 # %% ../../nbs/training/00_recipes.ipynb #b843d6d1
 LEAST = dict(steps=1, batch=1, accumulate=1, lr=1e-12, warmup=0, weight_decay=0, grad_clip=1e-12, min_snr=1e-12,
@@ -200,7 +218,7 @@ def settled(
         recipe = replace(recipe, **{k:v for k,v in known.items() if getattr(recipe, k) is None})
     return recipe
 
-# %% ../../nbs/training/00_recipes.ipynb #45d4a4f6
+# %% ../../nbs/training/00_recipes.ipynb #1d146fd3
 PRESETS = dict(repaired={}, paper=dict(batch=1, pad='longest', pairing='fixed', crops=1, grad_clip=None))
 
 def check_ref(
@@ -228,7 +246,7 @@ def _one_binding(ref, token=TOKEN, preset='repaired', name='none', **kw):
     "A recipe of one binding, with a preset's settings and others."
     if preset not in PRESETS:
         raise StyleboostError(f'There is no preset {preset!r}; choose one of {", ".join(PRESETS)}.')
-    captioned = preset!='paper' and len(ref)>0 and all(ref.captions)
+    captioned = preset!='paper' and any(c.strip() for c in ref.captions)
     prompt = style_prompt('{caption}' if captioned else '', token)
     return Recipe(name, (Binding(ref, prompt),), token=token).set({**PRESETS[preset], **kw})
 
