@@ -5,18 +5,17 @@
 # %% auto #0
 __all__ = ['Term', 'guided', 'predicted', 'Told', 'opened', 'sample']
 
-# %% ../../nbs/bases/07_sampling.ipynb #8b22b0ef
+# %% ../../nbs/bases/07_sampling.ipynb #6d2cb684
 from collections import namedtuple
 from contextlib import nullcontext
 from itertools import groupby
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 
 from .base import Base, Condition, at_once, note_long
 from .load import load_base
-from ..core import StyleboostError
+from ..core import StyleboostError, progress_bar
 from ..devices import pick_device
 from ..pictures.tensors import to_pil, to_tensor
 
@@ -129,7 +128,7 @@ def _draw(base, texts, seeds, more, size, steps, sampler, negative, guidance, ba
         bar.update(len(texts)*steps/len(way.timesteps))
     return to_pil(base.codec.decode(x))
 
-# %% ../../nbs/bases/07_sampling.ipynb #283e1a6c
+# %% ../../nbs/bases/07_sampling.ipynb #889d3b74
 @torch.no_grad()
 def sample(
     model,                  # a `Base`, a `Run`, or what `load_base` takes
@@ -153,7 +152,7 @@ def sample(
     more = _more(base, len(texts), size, frame, pictures)
     batch, out = batch or min(32, at_once(size[0]*size[1])), []
     how = dict(size=size, steps=steps, sampler=scheduler, negative=negative, guidance=guidance)
-    with tqdm(total=len(texts)*steps, desc='sampling', disable=not progress, unit='step') as bar:
+    with progress_bar(total=len(texts)*steps, desc='sampling', disable=not progress, unit='step') as bar:
         for i in range(0, len(texts), batch):
             part = slice(i, i+batch)
             out += _draw(base, texts[part], seeds[part], more[part] if more else more, **how, bar=bar)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIRST', 'SECOND', 'differences', 'Study', 'weights_bytes']
 
-# %% ../../nbs/studies/06_study.ipynb #d018b4b9
+# %% ../../nbs/studies/06_study.ipynb #ce56462c
 import torch
 import hashlib, json, re, shutil
 from contextlib import closing, contextmanager
@@ -14,11 +14,9 @@ from functools import partial
 from pathlib import Path
 
 from fastcore.basics import patch
-from filelock import FileLock, Timeout
-from tqdm.auto import tqdm
 
 from .. import __version__
-from ..core import StyleboostError, log, note, write_whole
+from ..core import LOCK, StyleboostError, alone, log, note, progress_bar, write_whole
 from ..pictures.images import ImageSet, png
 
 from ..bases.base import Base
@@ -184,13 +182,13 @@ class Study(Results):
     def ref(self): return self.style.ref
     def prompts(self, split='test'): return self.style.prompts(split)
 
-# %% ../../nbs/studies/06_study.ipynb #cf18fe0f
+# %% ../../nbs/studies/06_study.ipynb #57b7f3e4
 @patch
 def refuse(self:Study):
     "Refuses what would fail later, before anything is written."
     base, was = self.bench.loaded, self.info['base']
     folder = self.folder
-    others = folder.is_dir() and any(f.name!='.lock' for f in folder.iterdir())
+    others = folder.is_dir() and any(f.name!=LOCK for f in folder.iterdir())
     if folder.is_file() or others and not (folder/'study.json').exists(): raise StyleboostError(
         f'{folder} is not empty and holds no study; choose another folder.')
     if was and was['hash']!=base.hash: raise StyleboostError(
@@ -200,19 +198,6 @@ def refuse(self:Study):
     for arm,r in self.recipes.items():
         try: check(settled(r, base), base)
         except StyleboostError as e: raise StyleboostError(f'The arm {arm} cannot be trained: {e}') from e
-
-@contextmanager
-def _alone(folder):
-    "The folder for one process at a time; the lock ends with the process, however that ends."
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder/'.lock', timeout=0)
-    try: lock.acquire()
-    except Timeout as e: raise StyleboostError(
-        f'Another process is at work on {folder}; wait until it has ended, or choose another folder.') from e
-    except (OSError, NotImplementedError) as e:
-        note(f'{folder} cannot be locked ({e}); see to it that no other process works on it.')
-    try: yield
-    finally: lock.release()
 
 # %% ../../nbs/studies/06_study.ipynb #28c86f58
 def weights_bytes(
@@ -266,7 +251,7 @@ def begin(self:Study)->dict:
     self._keep_sets(recipes)
     return recipes
 
-# %% ../../nbs/studies/06_study.ipynb #255916a5
+# %% ../../nbs/studies/06_study.ipynb #c0631e35
 FIRST, SECOND = .85, .15   # of a cell's work; what the bar's estimate rests on
 
 @contextmanager
@@ -284,8 +269,8 @@ def _said_once():
 def _bar(self:Study, progress):
     "A bar over all cells, as far as they are done."
     shape = '{desc}: {percentage:3.0f}% |{bar}| {n:.1f} of {total} cells, {elapsed} gone, {remaining} left'
-    return tqdm(total=len(self.cells), initial=self._work_done(), desc=self.folder.name, disable=not progress,
-                smoothing=0, bar_format=shape)
+    return progress_bar(total=len(self.cells), initial=self._work_done(), desc=self.folder.name, disable=not progress,
+                        smoothing=0, bar_format=shape)
 
 @patch
 def _work_done(self:Study): return FIRST*len(self.learned)+SECOND*len(self.done)
@@ -326,7 +311,7 @@ def _second_halves(self:Study, ready):
     chosen, done = self.chosen, self.done
     return [(a,s,chosen[a]) for a,s in ready if a in chosen and (a,s) not in done]
 
-# %% ../../nbs/studies/06_study.ipynb #5e5d8510
+# %% ../../nbs/studies/06_study.ipynb #6733df3d
 @patch
 def _carry_out(self:Study, ray, gpus, progress):
     recipes, bench = self.begin(), self.bench
@@ -360,5 +345,5 @@ def run(self:Study,
     "Does what is not done. Interrupted, it keeps what is done and goes on when called again."
     with _said_once():
         self.refuse()
-        with _alone(self.folder): self._carry_out(ray, gpus, progress)
+        with alone(self.folder): self._carry_out(ray, gpus, progress)
     return self

@@ -14,7 +14,6 @@ from pathlib import Path
 import torch
 from diffusers.optimization import get_scheduler
 from fastcore.basics import patch
-from tqdm.auto import tqdm
 
 from ..bases.base import Base
 from ..bases.load import load_base
