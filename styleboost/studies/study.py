@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIRST', 'SECOND', 'differences', 'Study', 'weights_bytes']
 
-# %% ../../nbs/studies/06_study.ipynb #ce56462c
+# %% ../../nbs/studies/06_study.ipynb #fffbde30
 import torch
 import hashlib, json, re, shutil
 from contextlib import closing, contextmanager
@@ -27,7 +27,7 @@ from ..judging.metrics import METRICS, without
 from ..training.trainer import check
 from ..training.runs import versions
 from ..training.priors import resolve
-from ..training.recipes import Generated, Recipe, settled
+from ..training.recipes import Generated, Recipe, differ, settled
 from .style import Style, embedded
 from .arms import (
     DRAW_SAMPLER, DRAW_STEPS, Bench, Trained, Untouched, arm_name, arm_recipe, untouched_base)
@@ -99,35 +99,19 @@ def _described(bench, recipes, seeds, choose):
                 versions=versions())
     return json.loads(json.dumps(info))
 
-# %% ../../nbs/studies/06_study.ipynb #655f883f
-def _short(value):
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text)<100 else f'{text[:97]}…'
-
-def _differ(was, now, at):
-    "Where two pieces of plain data differ, in texts; `at` is where they stand."
-    if was==now: return []
-    if isinstance(was, dict) and isinstance(now, dict):
-        out = []
-        for k in dict.fromkeys([*was, *now]): out += _differ(was.get(k), now.get(k), f'{at}.{k}' if at else k)
-        return out
-    if isinstance(was, list) and isinstance(now, list):
-        n = sum(x!=y for x,y in zip(was, now))+abs(len(was)-len(now))
-        return [f'{at} differs in {n} of {max(len(was), len(now))} places']
-    return [f'{at} was {_short(was)} and is {_short(now)}']
-
+# %% ../../nbs/studies/06_study.ipynb #d3026550
 def differences(
     was:dict,  # the setting in a study's folder
     now:dict,  # another
 )->list:       # of texts, what was and what is; none for more arms or seeds
     "What may not differ between two settings and does."
     fixed = lambda d: {k:v for k,v in d.items() if k not in ('arms','seeds','base','versions')}
-    out = _differ(fixed(was), fixed(now), '')
+    out = differ(fixed(was), fixed(now))
     if was['base'] and now['base'] and was['base']['hash']!=now['base']['hash']:
         out.append(f'the base\'s weights were {was["base"]["hash"]} and are {now["base"]["hash"]}')
     out += [f'arm {a} is missing' for a in was['arms'] if a not in now['arms']]
     for arm,recipe in was['arms'].items():
-        if arm in now['arms']: out += _differ(recipe, now['arms'][arm], arm)
+        if arm in now['arms']: out += differ(recipe, now['arms'][arm], arm)
     return out
 
 # %% ../../nbs/studies/06_study.ipynb #f35496a2
@@ -311,7 +295,7 @@ def _second_halves(self:Study, ready):
     chosen, done = self.chosen, self.done
     return [(a,s,chosen[a]) for a,s in ready if a in chosen and (a,s) not in done]
 
-# %% ../../nbs/studies/06_study.ipynb #6733df3d
+# %% ../../nbs/studies/06_study.ipynb #9ee9778b
 @patch
 def _carry_out(self:Study, ray, gpus, progress):
     recipes, bench = self.begin(), self.bench
@@ -331,7 +315,7 @@ def _carry_out(self:Study, ray, gpus, progress):
             self._note_choice(ready)
             bar.n = self._work_done()   # a choice that moved makes test prompts to be drawn again
             do(second_half, self._second_halves(ready), SECOND)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             note(f'Stopped with {len(self.done)} of {len(self.cells)} cells done; what is done is kept, and the study '
                  'goes on when it is called again.')
             raise
