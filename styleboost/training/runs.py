@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['LEVERS', 'ONWARD', 'STEADY', 'checked', 'Run', 'keep_sheets', 'versions', 'save_checkpoint', 'read_state', 'is_new',
-           'marks', 'picture_differences', 'run_differences', 'agreed', 'reopen']
+           'marks', 'picture_differences', 'run_differences', 'agreed', 'reopen', 'make_way']
 
 # %% ../../nbs/training/06_runs.ipynb #e2ec6387
 import hashlib, json, os, re, shutil
@@ -341,7 +341,7 @@ def agreed(
     if onward: return _went_on(run, recipe, was, onward)
     return run.info if levers else None
 
-# %% ../../nbs/training/06_runs.ipynb #e3a8d728
+# %% ../../nbs/training/06_runs.ipynb #3adf10c2
 def reopen(
     run:Run,   # a finished one
 ):
@@ -357,3 +357,14 @@ def reopen(
         if (run.folder/old).exists(): (run.folder/old).rename(run.folder/new)
     # it is finished until the very last
     os.replace(run.weights, run.weights.with_name(f'step-{at:06d}.safetensors'))
+
+def make_way(
+    run:Run,        # that goes on
+    recipe:Recipe,  # with this
+):
+    "Reopens a finished run, and sets aside snapshots of steps that are taken again with another learning rate."
+    if run.done and recipe.steps>run.kept: reopen(run)
+    if recipe.lr==run.recipe['lr']: return
+    for f in [f for step,f in run.snapshots.items() if step>run.kept]:
+        note(f'{f} was learnt with another learning rate, so it is now called earlier-{f.name}.')
+        f.rename(f.with_name(f'earlier-{f.name}'))
