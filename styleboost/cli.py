@@ -6,7 +6,7 @@
 __all__ = ['app', 'console', 'RECIPE', 'METHOD', 'MEMORY', 'OPTIONS', 'Ref', 'RecipeFile', 'Memory', 'Settings', 'Encoder', 'say',
            'option', 'takes', 'demo', 'train', 'plan', 'sample', 'export', 'score', 'suggest', 'compare', 'env', 'main']
 
-# %% ../nbs/91_cli.ipynb #18db3db7
+# %% ../nbs/91_cli.ipynb #bbbf1b1d
 import json, logging, os, re, sys
 from dataclasses import fields, replace
 from functools import wraps
@@ -19,7 +19,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .core import StyleboostError, log, new_folder, write_whole
+from .core import StyleboostError, first_line, log, new_folder, write_whole
 from .methods.load import METHODS
 from .pictures.images import ImageSet
 from .pictures.prompts import TOKEN, Prompt, drawn, read_prompts, style_prompt
@@ -139,7 +139,7 @@ def _say_report(page):
     for sentence in json.loads((page.parent/'report.json').read_text('utf-8'))['verdict']: say(sentence)
     say(f'The report is {page}')
 
-# %% ../nbs/91_cli.ipynb #0eb7f2e0
+# %% ../nbs/91_cli.ipynb #21643cef
 def _saved(
     path,  # a recipe.json of a run, or None
 ):
@@ -154,8 +154,8 @@ def _saved(
             raise ValueError('it binds two words, which the command has no options for; train it from Python')
         style_prompt, class_prompt = (b[0]['prompt'] if b else None for b in (style, prior))
         prior_weight = prior[0]['weight'] if prior else 1.
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as e:
-        raise StyleboostError(f'The recipe {path} cannot be read ({e}); give the recipe.json of a run.') from e
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as e:
+        raise StyleboostError(f'The recipe {path} cannot be read ({first_line(e)}); give the recipe.json of a run.') from e
     return SimpleNamespace(seed=seed, style_prompt=style_prompt, class_prompt=class_prompt or 'a photo of style',
                            prior_weight=prior_weight, **_fields_of(d, path))
 
@@ -163,9 +163,13 @@ def _fields_of(d, path):
     "What a file says of a recipe's own fields, and of its method."
     from styleboost.training.recipes import Recipe, upgraded
     if path is None: return dict(own={}, method={})
-    try: d = upgraded(d); method = dict(d['method'], method=d['method']['name'])
-    except (TypeError, KeyError, AttributeError) as e:
-        raise StyleboostError(f'The recipe {path} cannot be read ({e}); give the recipe.json of a run.') from e
+    try:
+        d = upgraded(d)
+        method = dict(d['method'], method=d['method']['name'])
+        if not isinstance(method['method'], str): raise TypeError('its method has no name')
+    except StyleboostError: raise
+    except (TypeError, KeyError, AttributeError, ValueError) as e:
+        raise StyleboostError(f'The recipe {path} cannot be read ({first_line(e)}); give the recipe.json of a run.') from e
     known = {f.name for f in fields(Recipe)} - {'bindings','name','method'}
     return dict(own={k:v for k,v in d.items() if k in known}, method={k:v for k,v in method.items() if k!='name'})
 
@@ -204,7 +208,7 @@ def _say_bindings(recipe, prior):
         count, what = (b.images.n, 'generated') if ordered else (len(b.images), b.images.name)
         say(f'{b.role}: {count} pictures, {what}, "{b.prompt}", weight {b.weight:g}')
 
-# %% ../nbs/91_cli.ipynb #48737561
+# %% ../nbs/91_cli.ipynb #95336eb6
 def _with_prior(plain, prior, n, prompt, weight, saved, seed):
     "The recipe with the prior that a word stands for."
     from styleboost.training.priors import prior_images
@@ -217,6 +221,8 @@ def _with_prior(plain, prior, n, prompt, weight, saved, seed):
 def _train(recipe, out, seed, resume, memory, trackers, latents, every):
     "Carries the recipe out."
     from styleboost.training.loop import train
+    if every is not None and every<1:
+        raise StyleboostError(f'--snapshots is {every}; give the number of steps between two, 1 or more.')
     kept = range(every, 10**7, every) if every else ()
     return train(recipe, out, seed, resume=resume, memory=memory, trackers=trackers or (), latents=latents,
                  snapshots=kept)

@@ -8,15 +8,16 @@ __all__ = ['DRAWN_GROUPS', 'BODY', 'GESTURE', 'TONES', 'COLOURS', 'MIT', 'fetch_
            'coloured', 'person_caption', 'avatar_caption', 'avatar_records', 'draw_corpus', 'licence_text',
            'write_pack', 'pack_records', 'build_packs']
 
-# %% ../../nbs/workshop/00_artwork.ipynb #572ea9e7
+# %% ../../nbs/workshop/00_artwork.ipynb #89ee95f1
 import io, json, re, subprocess, tarfile, zipfile
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
+from tqdm.auto import tqdm
 
-from ..core import StyleboostError, progress_bar
+from ..core import StyleboostError
 from ..pictures.world import SETS, PACKS, split_of, subject_of, plain_name
 
 # %% ../../nbs/workshop/00_artwork.ipynb #dbd4b9d8
@@ -200,7 +201,7 @@ def avatar_records(
                         people=noun=='person', svg=avatar['svg'], set=name))
     return out
 
-# %% ../../nbs/workshop/00_artwork.ipynb #ecc9d1d5
+# %% ../../nbs/workshop/00_artwork.ipynb #548287a6
 def draw_corpus(
     out:str|Path,      # folder for pixels.npy and records.json
     cache:str|Path,    # see `fetch_package`
@@ -218,7 +219,7 @@ def draw_corpus(
     recs = []
     for n in names: recs += emoji_records(n, vocab, cache) if n in emoji else avatar_records(n, avatars)
     keep, pixels = [], []
-    for r in progress_bar(recs, desc='drawing'):
+    for r in tqdm(recs, desc='drawing'):
         im = np.asarray(draw(r.pop('svg'), size))
         if im.min()>250: continue    # an empty drawing teaches nothing
         keep.append(r)

@@ -13,7 +13,7 @@ __all__ = ['FORMS', 'SCHEDULE', 'BUDGETS', 'BATCHES', 'HELD_WORDS', 'MIXED', 'GO
            'power', 'mixed_caption', 'go_on', 'own_caption_first', 'style_row', 'one_a_name',
            'of_judge_and_autoencoder', 'over_styles', 'scorecard', 'history']
 
-# %% ../../nbs/workshop/01_pretraining.ipynb #4b65f15a
+# %% ../../nbs/workshop/01_pretraining.ipynb #5721b231
 import copy, json, random, time
 from collections import defaultdict
 from pathlib import Path
@@ -28,10 +28,11 @@ from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditi
 from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 from ..bases.base import Base
-from ..core import StyleboostError, progress_bar, quiet
+from ..core import StyleboostError, quiet
 from ..judging.judge import PERSON, ImageEncoder, Judge
 from ..pictures.tensors import to_tensor
 from ..judging.metrics import kid
@@ -219,7 +220,7 @@ def steady_rate(step:int, warmup:int, done:float)->float:
     "Rises for `warmup` steps and stays."
     return min(1, (step+1)/warmup)
 
-# %% ../../nbs/workshop/01_pretraining.ipynb #9bef27b8
+# %% ../../nbs/workshop/01_pretraining.ipynb #5132639d
 def fit(
     name:str,                            # of the stage; its files are `<name>.pt` and `<name>.jsonl`
     modules:dict,                        # what trains, by name
@@ -239,7 +240,7 @@ def fit(
     out.mkdir(parents=True, exist_ok=True)
     stage, log = Stage(modules, out/f'{name}.pt', lr, averages), Log(out/f'{name}.jsonl')
     last = saved = time.time()
-    with progress_bar(total=round(seconds), initial=round(stage.seconds), desc=name, unit='s') as bar:
+    with tqdm(total=round(seconds), initial=round(stage.seconds), desc=name, unit='s') as bar:
         while stage.seconds<seconds and (steps is None or stage.step<steps):
             luck = seed*10**7+stage.step
             torch.manual_seed(luck)
@@ -505,7 +506,7 @@ def new_unet(latents:int=8, width:int=192)->UNet2DConditionModel:
         cross_attention_dim=width, attention_head_dim=4, resnet_time_scale_shift='scale_shift',
         addition_embed_type='text', addition_embed_type_num_heads=4)
 
-# %% ../../nbs/workshop/01_pretraining.ipynb #e23d0a19
+# %% ../../nbs/workshop/01_pretraining.ipynb #1237f32e
 @torch.no_grad()
 def encode_all(
     vae:AutoencoderKL,
@@ -514,7 +515,7 @@ def encode_all(
 )->torch.Tensor:    # (pictures, 2*channels, 16, 16) means and deviations
     "The moments of every picture, so that the autoencoder runs once."
     z = []
-    for idx in progress_bar(torch.arange(len(corpus.pixels)).split(batch), desc='encoding'):
+    for idx in tqdm(torch.arange(len(corpus.pixels)).split(batch), desc='encoding'):
         q = vae.encode(corpus.images(idx.tolist())).latent_dist
         z.append(torch.cat((q.mean, q.std), 1).half())
     return torch.cat(z)
