@@ -139,7 +139,7 @@ def _say_report(page):
     for sentence in json.loads((page.parent/'report.json').read_text('utf-8'))['verdict']: say(sentence)
     say(f'The report is {page}')
 
-# %% ../nbs/91_cli.ipynb #21643cef
+# %% ../nbs/91_cli.ipynb #4d770a0d
 def _saved(
     path,  # a recipe.json of a run, or None
 ):
@@ -155,7 +155,8 @@ def _saved(
         style_prompt, class_prompt = (b[0]['prompt'] if b else None for b in (style, prior))
         prior_weight = prior[0]['weight'] if prior else 1.
     except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as e:
-        raise StyleboostError(f'The recipe {path} cannot be read ({first_line(e)}); give the recipe.json of a run.') from e
+        raise StyleboostError(f'The recipe {path} cannot be read ({first_line(e)}); '
+                              'give the recipe.json of a run.') from e
     return SimpleNamespace(seed=seed, style_prompt=style_prompt, class_prompt=class_prompt or 'a photo of style',
                            prior_weight=prior_weight, **_fields_of(d, path))
 
@@ -169,10 +170,12 @@ def _fields_of(d, path):
         if not isinstance(method['method'], str): raise TypeError('its method has no name')
     except StyleboostError: raise
     except (TypeError, KeyError, AttributeError, ValueError) as e:
-        raise StyleboostError(f'The recipe {path} cannot be read ({first_line(e)}); give the recipe.json of a run.') from e
+        raise StyleboostError(f'The recipe {path} cannot be read ({first_line(e)}); '
+                              'give the recipe.json of a run.') from e
     known = {f.name for f in fields(Recipe)} - {'bindings','name','method'}
     return dict(own={k:v for k,v in d.items() if k in known}, method={k:v for k,v in method.items() if k!='name'})
 
+# %% ../nbs/91_cli.ipynb #25ca9979
 def _kept(saved, said):
     "The file's settings; those of its method where the user has not chosen another."
     other = said.get('method') not in (None, saved.method.get('method'))

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['Term', 'guided', 'predicted', 'Told', 'opened', 'sample']
 
-# %% ../../nbs/bases/07_sampling.ipynb #fd91a51c
+# %% ../../nbs/bases/07_sampling.ipynb #296ee008
 from collections import namedtuple
 from contextlib import nullcontext
 from itertools import groupby
@@ -15,7 +15,7 @@ import torch
 
 from .base import Base, Condition, at_once, note_long
 from .load import load_base
-from ..core import StyleboostError, check_seed, progress_bar
+from ..core import StyleboostError, progress_bar
 from ..devices import pick_device
 from ..pictures.tensors import to_pil, to_tensor
 
@@ -67,7 +67,7 @@ class Told:
         c = self.base.reader([text for row in texts[::-1] for text in row])
         return [c[i:i+n]|self.more for i in range(0, c.rows, n)][::-1]
 
-# %% ../../nbs/bases/07_sampling.ipynb #13bc19a6
+# %% ../../nbs/bases/07_sampling.ipynb #7cafa415
 def opened(model, device)->Base:
     "A `Base`; of a `Run` its model; of a name what `load_base` finds."
     if isinstance(model, (str,Path)): return load_base(model, device)
@@ -78,7 +78,8 @@ def _check_asked(base, prompts, seeds, steps, size):
     if len(seeds)!=len(prompts):
         raise StyleboostError(f'{len(prompts)} prompts have {len(seeds)} seeds; '
             'give one seed a prompt, or a single number.')
-    for s in seeds: check_seed(s)
+    if not all(-2**63<=s<2**64 for s in seeds):
+        raise StyleboostError(f'{max(seeds, key=abs)} is too large for a seed; give one below 2**63.')
     if steps<1: raise StyleboostError(f'{steps} sampler steps were asked for; ask for at least one.')
     step = base.codec.downscale
     if any(s%step for s in size):

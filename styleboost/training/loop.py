@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENDING', 'opened_run', 'between_steps', 'train']
 
-# %% ../../nbs/training/09_loop.ipynb #45908ea7
+# %% ../../nbs/training/09_loop.ipynb #8e5fc04c
 import json, shutil, signal, threading, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -17,12 +17,12 @@ from fastcore.basics import patch
 
 from ..bases.base import Base
 from ..bases.load import load_base
-from ..core import (StyleboostError, alone, check_seed, clear_parts, first_line, new_folder, note,
+from ..core import (StyleboostError, alone, clear_parts, first_line, new_folder, note,
     progress_bar, save_tensors, write_whole)
 from ..methods.method import state
 from .plan import plan
 from .priors import resolve
-from .recipes import Generated, Recipe, settled
+from .recipes import Generated, Recipe, check_seed, settled
 from .runs import Run, agreed, is_new, keep_sheets, make_way, marks, versions
 from .trainer import Trainer, accelerator_for, check, explained_memory, prepared
 

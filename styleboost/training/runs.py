@@ -6,7 +6,7 @@
 __all__ = ['LEVERS', 'ONWARD', 'STEADY', 'checked', 'Run', 'keep_sheets', 'versions', 'save_checkpoint', 'read_state', 'is_new',
            'marks', 'picture_differences', 'run_differences', 'agreed', 'reopen', 'make_way']
 
-# %% ../../nbs/training/06_runs.ipynb #e2ec6387
+# %% ../../nbs/training/06_runs.ipynb #30a5f067
 import hashlib, json, os, re, shutil
 from dataclasses import fields, replace
 from pathlib import Path
@@ -17,13 +17,18 @@ from fastcore.basics import patch
 from .. import __version__
 from ..bases.base import Base
 from ..bases.load import load_base
-from styleboost.core import (StyleboostError, check_seed, first_line, new_folder, note, read_tensors, save_tensors,
+from styleboost.core import (StyleboostError, first_line, new_folder, note, read_tensors, save_tensors,
     synced, whole)
 from ..methods.method import Method, attached, frozen, restore
 from ..pictures.images import contact_sheet
-from .recipes import Recipe, differ, hash_of, recipe_of, upgraded
+from .recipes import Recipe, check_seed, differ, hash_of, recipe_of, upgraded
 
-# %% ../../nbs/training/06_runs.ipynb #c2067b5f
+# %% ../../nbs/training/06_runs.ipynb #58943fd9
+def _numbered(paths)->dict:
+    "Files or folders by the step in their name."
+    steps = {int(p.stem[5:]):p for p in paths if re.fullmatch(r'step-\d{6,18}', p.stem, re.ASCII)}
+    return dict(sorted(steps.items()))
+
 def _is_binding(b)->bool:
     "Whether plain data say what a binding of a run does: its pictures by name, its prompt, its weight."
     files = b['images']['files']
@@ -49,12 +54,7 @@ def checked(
     for change in info.get('resumed', []): dict(change)
     return whole|recipe
 
-# %% ../../nbs/training/06_runs.ipynb #fb307de6
-def _numbered(paths)->dict:
-    "Files or folders by the step in their name."
-    steps = {int(p.stem[5:]):p for p in paths if re.fullmatch(r'step-\d{6,18}', p.stem, re.ASCII)}
-    return dict(sorted(steps.items()))
-
+# %% ../../nbs/training/06_runs.ipynb #5f7a52d4
 class Run:
     "A recipe and a seed, carried out: a folder with recipe, log and weights. Opens as a model for `sample`."
     def __init__(self,
@@ -91,15 +91,11 @@ class Run:
     def checkpoint(self):
         "The newest checkpoint's folder, or None."
         return next(reversed(_numbered((self.folder/'checkpoints').glob('step-*')).values()), None)
-    @property
-    def kept(self):
-        "The step that it would go on from."
-        return self.recipe['steps'] if self.done else int(self.checkpoint.name[5:]) if self.checkpoint else 0
     def __repr__(self):
         state = 'done' if self.done else 'unfinished'
         return f'Run({str(self.folder)!r}, {self.recipe["name"]}, seed {self.seed}, {state})'
 
-# %% ../../nbs/training/06_runs.ipynb #d678e5a1
+# %% ../../nbs/training/06_runs.ipynb #68a8890e
 def _logged(line)->dict|None:
     "A line of the log, None if it is none."
     def number(v): return isinstance(v, (int,float)) and not isinstance(v, bool) and -1e300<v<1e300
@@ -119,6 +115,12 @@ def log(self:Run)->list:
     if None in rows:
         raise StyleboostError(f'{f} is damaged in line {rows.index(None)+1}; correct that line, or remove it.')
     return rows
+
+@patch(as_prop=True)
+def kept(self:Run)->int:
+    "The step that it would go on from."
+    if self.done: return self.recipe['steps']
+    return int(self.checkpoint.name[5:]) if self.checkpoint else 0
 
 @patch(as_prop=True)
 def method(self:Run)->Method:
