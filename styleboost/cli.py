@@ -19,7 +19,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .core import StyleboostError, disk_error, log, new_folder, printable, writable, write_whole
+from .core import (
+    StyleboostError, disk_error, first_line, log, new_folder, printable, writable, write_whole)
 from .methods.load import METHODS
 from .pictures.images import ImageSet
 from .pictures.prompts import TOKEN, Prompt, drawn, read_prompts, style_prompt
@@ -139,7 +140,7 @@ def _say_report(page):
     for sentence in json.loads((page.parent/'report.json').read_text('utf-8'))['verdict']: say(sentence)
     say(f'The report is {page}')
 
-# %% ../nbs/91_cli.ipynb #0eb7f2e0
+# %% ../nbs/91_cli.ipynb #4d770a0d
 def _saved(
     path,  # a recipe.json of a run, or None
 ):
@@ -154,8 +155,9 @@ def _saved(
             raise ValueError('it binds two words, which the command has no options for; train it from Python')
         style_prompt, class_prompt = (b[0]['prompt'] if b else None for b in (style, prior))
         prior_weight = prior[0]['weight'] if prior else 1.
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as e:
-        raise StyleboostError(f'The recipe {path} cannot be read ({e}); give the recipe.json of a run.') from e
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as e:
+        raise StyleboostError(f'The recipe {path} cannot be read ({first_line(e)}); '
+                              'give the recipe.json of a run.') from e
     return SimpleNamespace(seed=seed, style_prompt=style_prompt, class_prompt=class_prompt or 'a photo of style',
                            prior_weight=prior_weight, **_fields_of(d, path))
 
@@ -163,12 +165,18 @@ def _fields_of(d, path):
     "What a file says of a recipe's own fields, and of its method."
     from styleboost.training.recipes import Recipe, upgraded
     if path is None: return dict(own={}, method={})
-    try: d = upgraded(d); method = dict(d['method'], method=d['method']['name'])
-    except (TypeError, KeyError, AttributeError) as e:
-        raise StyleboostError(f'The recipe {path} cannot be read ({e}); give the recipe.json of a run.') from e
+    try:
+        d = upgraded(d)
+        method = dict(d['method'], method=d['method']['name'])
+        if not isinstance(method['method'], str): raise TypeError('its method has no name')
+    except StyleboostError: raise
+    except (TypeError, KeyError, AttributeError, ValueError) as e:
+        raise StyleboostError(f'The recipe {path} cannot be read ({first_line(e)}); '
+                              'give the recipe.json of a run.') from e
     known = {f.name for f in fields(Recipe)} - {'bindings','name','method'}
     return dict(own={k:v for k,v in d.items() if k in known}, method={k:v for k,v in method.items() if k!='name'})
 
+# %% ../nbs/91_cli.ipynb #25ca9979
 def _kept(saved, said):
     "The file's settings; those of its method where the user has not chosen another."
     other = said.get('method') not in (None, saved.method.get('method'))
@@ -217,6 +225,8 @@ def _with_prior(plain, prior, n, prompt, weight, saved, seed):
 def _train(recipe, out, seed, resume, memory, trackers, latents, every):
     "Carries the recipe out."
     from styleboost.training.loop import train
+    if every is not None and every<1:
+        raise StyleboostError(f'--snapshots is {every}; give the number of steps between two, 1 or more.')
     kept = range(every, 10**7, every) if every else ()
     if latents: writable(latents)
     return train(recipe, out, seed, resume=resume, memory=memory, trackers=trackers or (), latents=latents,

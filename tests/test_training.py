@@ -313,9 +313,10 @@ def test_a_run_that_goes_on_with_other_levers_says_so(base, quick, tmp_path, cap
     assert run.info['resumed']==[dict(accumulate=2), dict(accumulate=1)] and run.recipe['accumulate']==1
     assert [r['step'] for r in run.log]==[1,2,3,4] and caplog.text.count('another setting of accumulate')==2
 
-@pytest.mark.parametrize('word, change, seed', [('lr', dict(lr=1e-4), 0), ('min_snr', dict(min_snr=5.), 0), ('bindings', dict(weight=.5), 0), ('seed', {}, 1)])
-def test_resuming_as_another_run_names_the_difference(straight, base, quick, refused, word, change, seed):
-    with refused(straight.folder, f'differs in {word};'): train(quick(steps=4, checkpoint=2, **change), straight.folder, seed, base, resume=True, progress=False)
+@pytest.mark.parametrize('words, change, seed', [('min_snr was null and is 5.0', dict(min_snr=5.), 0), ('prior: the weight was 1.0 and is 0.5', dict(weight=.5), 0),
+    ('method.text_encoder was true and is false', dict(text_encoder=False), 0), ('seed was 0 and is 1', {}, 1)])
+def test_resuming_as_another_run_names_the_difference(straight, base, quick, refused, words, change, seed):
+    with refused(straight.folder, words): train(quick(steps=4, checkpoint=2, **change), straight.folder, seed, base, resume=True, progress=False)
 
 def test_an_unfinished_run_is_no_model_and_says_how_to_finish(go, quick, refused):
     run = go(quick(), watch=lambda line: True)
@@ -439,7 +440,7 @@ def test_a_look_that_fails_leaves_the_model_training(straight, go, quick):
 def test_looking_is_not_counted_as_training(go, quick, monkeypatch):
     class clock:
         now = 0.
-        time = lambda: clock.now
+        monotonic = lambda: clock.now
     def preview(line, look):
         with look(): clock.now += 100
     def watch(line): clock.now += 1

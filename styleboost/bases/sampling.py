@@ -13,11 +13,10 @@ from itertools import groupby
 from pathlib import Path
 
 import torch
-from tqdm.auto import tqdm
 
 from .base import Base, Condition, at_once, note_long
 from .load import load_base
-from ..core import StyleboostError, note
+from ..core import StyleboostError, note, progress_bar
 from ..devices import pick_device
 from ..pictures.tensors import to_pil, to_tensor
 
@@ -94,6 +93,8 @@ def _check_asked(base, prompts, seeds, steps, size):
     if len(seeds)!=len(prompts):
         raise StyleboostError(f'{len(prompts)} prompts have {len(seeds)} seeds; '
             'give one seed a prompt, or a single number.')
+    if not all(-2**63<=s<2**64 for s in seeds):
+        raise StyleboostError(f'{max(seeds, key=abs)} is too large for a seed; give one below 2**63.')
     if steps<1: raise StyleboostError(f'{steps} sampler steps were asked for; ask for at least one.')
     step = base.codec.downscale
     if any(s%step for s in size):
@@ -170,7 +171,7 @@ def sample(
     more = _more(base, len(texts), size, frame, pictures)
     batch, out = batch or min(32, at_once(size[0]*size[1])), []
     how = dict(size=size, steps=steps, sampler=scheduler, negative=negative, guidance=guidance)
-    with tqdm(total=len(texts)*steps, desc='sampling', disable=not progress, unit='step') as bar:
+    with progress_bar(total=len(texts)*steps, desc='sampling', disable=not progress, unit='step') as bar:
         for i in range(0, len(texts), batch):
             part = slice(i, i+batch)
             out += _draw(base, texts[part], seeds[part], more[part] if more else more, **how, bar=bar)

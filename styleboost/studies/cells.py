@@ -7,7 +7,7 @@ __all__ = ['SCORES', 'first_seed', 'sheet_folder', 'kept_pictures', 'keep_pictur
            'is_scored', 'keep_scores', 'examine_split', 'learn_cell', 'report_cell']
 
 # %% ../../nbs/studies/03_cells.ipynb #de90297d
-import json, math, time
+import json, time
 from itertools import count
 from pathlib import Path
 

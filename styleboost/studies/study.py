@@ -14,11 +14,9 @@ from functools import partial
 from pathlib import Path
 
 from fastcore.basics import patch
-from filelock import FileLock, Timeout
-from tqdm.auto import tqdm
 
 from .. import __version__
-from ..core import StyleboostError, log, note, writable, write_whole
+from ..core import LOCK, StyleboostError, alone, log, note, progress_bar, writable, write_whole
 from ..pictures.images import ImageSet, png
 
 from ..bases.base import Base
@@ -29,7 +27,7 @@ from ..judging.metrics import METRICS, without
 from ..training.trainer import check
 from ..training.runs import versions
 from ..training.priors import resolve
-from ..training.recipes import Generated, Recipe, settled
+from ..training.recipes import Generated, Recipe, differ, settled
 from .style import Style, embedded
 from .arms import (
     DRAW_SAMPLER, DRAW_STEPS, Bench, Trained, Untouched, arm_name, arm_recipe, untouched_base)
@@ -98,35 +96,19 @@ def _described(bench, recipes, seeds, choose):
                 versions=versions())
     return json.loads(json.dumps(info))
 
-# %% ../../nbs/studies/06_study.ipynb #655f883f
-def _short(value):
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text)<100 else f'{text[:97]}…'
-
-def _differ(was, now, at):
-    "Where two pieces of plain data differ, in texts; `at` is where they stand."
-    if was==now: return []
-    if isinstance(was, dict) and isinstance(now, dict):
-        out = []
-        for k in dict.fromkeys([*was, *now]): out += _differ(was.get(k), now.get(k), f'{at}.{k}' if at else k)
-        return out
-    if isinstance(was, list) and isinstance(now, list):
-        n = sum(x!=y for x,y in zip(was, now))+abs(len(was)-len(now))
-        return [f'{at} differs in {n} of {max(len(was), len(now))} places']
-    return [f'{at} was {_short(was)} and is {_short(now)}']
-
+# %% ../../nbs/studies/06_study.ipynb #d3026550
 def differences(
     was:dict,  # the setting in a study's folder
     now:dict,  # another
 )->list:       # of texts, what was and what is; none for more arms or seeds
     "What may not differ between two settings and does."
     fixed = lambda d: {k:v for k,v in d.items() if k not in ('arms','seeds','base','versions')}
-    out = _differ(fixed(was), fixed(now), '')
+    out = differ(fixed(was), fixed(now))
     if was['base'] and now['base'] and was['base']['hash']!=now['base']['hash']:
         out.append(f'the base\'s weights were {was["base"]["hash"]} and are {now["base"]["hash"]}')
     out += [f'arm {a} is missing' for a in was['arms'] if a not in now['arms']]
     for arm,recipe in was['arms'].items():
-        if arm in now['arms']: out += _differ(recipe, now['arms'][arm], arm)
+        if arm in now['arms']: out += differ(recipe, now['arms'][arm], arm)
     return out
 
 # %% ../../nbs/studies/06_study.ipynb #f35496a2
@@ -187,7 +169,7 @@ def refuse(self:Study):
     "Refuses what would fail later, before anything is written."
     base, was = self.bench.loaded, self.info['base']
     folder = self.folder
-    others = folder.is_dir() and any(f.name!='.lock' for f in folder.iterdir())
+    others = folder.is_dir() and any(f.name!=LOCK for f in folder.iterdir())
     if folder.is_file() or others and not (folder/'study.json').exists(): raise StyleboostError(
         f'{folder} is not empty and holds no study; choose another folder.')
     if was and was['hash']!=base.hash: raise StyleboostError(
@@ -198,19 +180,6 @@ def refuse(self:Study):
     for arm,r in self.recipes.items():
         try: check(settled(r, base), base)
         except StyleboostError as e: raise StyleboostError(f'The arm {arm} cannot be trained: {e}') from e
-
-@contextmanager
-def _alone(folder):
-    "The folder for one process at a time; the lock ends with the process, however that ends."
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder/'.lock', timeout=0)
-    try: lock.acquire()
-    except Timeout as e: raise StyleboostError(
-        f'Another process is at work on {folder}; wait until it has ended, or choose another folder.') from e
-    except (OSError, NotImplementedError) as e:
-        note(f'{folder} cannot be locked ({e}); see to it that no other process works on it.')
-    try: yield
-    finally: lock.release()
 
 # %% ../../nbs/studies/06_study.ipynb #28c86f58
 def weights_bytes(
@@ -282,8 +251,8 @@ def _said_once():
 def _bar(self:Study, progress):
     "A bar over all cells, as far as they are done."
     shape = '{desc}: {percentage:3.0f}% |{bar}| {n:.1f} of {total} cells, {elapsed} gone, {remaining} left'
-    return tqdm(total=len(self.cells), initial=self._work_done(), desc=self.folder.name, disable=not progress,
-                smoothing=0, bar_format=shape)
+    return progress_bar(total=len(self.cells), initial=self._work_done(), desc=self.folder.name, disable=not progress,
+                        smoothing=0, bar_format=shape)
 
 @patch
 def _work_done(self:Study): return FIRST*len(self.learned)+SECOND*len(self.done)
@@ -355,7 +324,7 @@ def _carry_out(self:Study, ray, gpus, progress):
             self._note_choice(ready)
             bar.n = self._work_done()   # a choice that moved makes test prompts to be drawn again
             do(second_half, self._second_halves(ready), SECOND)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             note(f'Stopped with {len(self.done)} of {len(self.cells)} cells done; what is done is kept, and the study '
                  'goes on when it is called again.')
             raise
@@ -369,5 +338,5 @@ def run(self:Study,
     "Does what is not done. Interrupted, it keeps what is done and goes on when called again."
     with _said_once():
         self.refuse()
-        with _alone(self.folder): self._carry_out(ray, gpus, progress)
+        with alone(self.folder): self._carry_out(ray, gpus, progress)
     return self
