@@ -163,7 +163,7 @@ def new_folder(
     except OSError as e: raise disk_error(e, path) from e
     return path
 
-# %% ../nbs/00_core.ipynb #9e615acf
+# %% ../nbs/00_core.ipynb #ccf4f77d
 @contextmanager
 def alone(
     folder:str|Path,  # is made if it does not exist, and goes again if nothing was put into it
@@ -171,8 +171,8 @@ def alone(
     "The folder for one at a time."
     from filelock import FileLock, Timeout
     folder = Path(folder)
-    if folder.exists() and not folder.is_dir(): raise StyleboostError(f'{folder} is a file; give a folder.')
-    made = [p for p in (folder, *folder.parents) if not p.exists()]
+    if os.path.isfile(folder): raise StyleboostError(f'{folder} is a file; give a folder.')
+    made = [p for p in (folder, *folder.parents) if not os.path.exists(p)]
     lock = FileLock(folder/LOCK, timeout=0)
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -180,8 +180,8 @@ def alone(
     except Timeout as e: raise StyleboostError(
         f'Another process is at work on {folder}; wait until it has ended, or choose another folder.') from e
     except (OSError, NotImplementedError) as e:
-        if not os.access(folder, os.W_OK) or getattr(e, 'errno', None) in (errno.EROFS, errno.ENOSPC):
-            raise StyleboostError(f'{folder} cannot be written to ({first_line(e)}); choose another folder.') from e
+        full = getattr(e, 'errno', None) in (errno.EROFS, errno.ENOSPC)
+        if full or isinstance(e, OSError) and not os.access(folder, os.W_OK): raise disk_error(e, folder) from e
         note(f'{folder} cannot be locked ({first_line(e)}); see to it that no other process works on it.')
     try: yield
     finally:

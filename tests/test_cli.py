@@ -293,7 +293,7 @@ def test_a_name_does_not_steer_the_terminal(tmp_path, here):
 
 @pytest.mark.parametrize('call', ['train --ref {here}/ref --prior none', 'train --ref {here}/ref --prior none --out {tmp}/run --latents', 'sample tiny --prompt cat', 'export {here}/run',
     'export {here}/run --to single-file', 'suggest --ref {here}/ref --pool world:micah', 'score {here}/ref --reference {here}/aux', 'compare --prior none', 'demo --quick'])
-@pytest.mark.parametrize('place, words', [('/proc/no/out', 'choose another place'), ('{tmp}/'+'é'*126, 'choose a shorter name'), ('{tmp}/file/out', 'Not a directory')])
+@pytest.mark.parametrize('place, words', [('/proc/no/out', 'choose another place'), ('{tmp}/'+'é'*130, 'choose a shorter name'), ('{tmp}/file/out', 'Not a directory')])
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(here, trained, tmp_path, monkeypatch, call, place, words):
     for room,work in (('training.loop','prepared'), ('bases.sampling','_draw'), ('judging.metrics','score'), ('judging.suggest','suggest')):
         monkeypatch.setattr(f'styleboost.{room}.{work}', lambda *a, **kw: pytest.fail('the work was begun'))
