@@ -26,7 +26,7 @@ def first_seed(
     "The seed of the first picture: the same for all arms, another for every seed and split."
     return 2*10**6*seed + 10**6*(split=='validation')
 
-# %% ../../nbs/studies/03_cells.ipynb #bdbecad6
+# %% ../../nbs/studies/03_cells.ipynb #14e73507
 def sheet_folder(
     folder:Path,  # of the run
     split:str,
@@ -35,17 +35,14 @@ def sheet_folder(
     "Where the pictures of a split and step are kept."
     return Path(folder)/'samples'/f'{split}-{step:06d}'
 
-def _readable(at, name):
-    path = at/name
-    # a study that came by mail may name files of yours
-    if path.name!=name or '\\' in name: return note(f'{at} names {name!r}, which is no file in it; it is left out.')
-    try: return Picture(name, path).open()
+def _readable(path):
+    try: return Picture(path.name, path).open()
     except StyleboostError: note(f'{path}, which was drawn, is gone or cannot be read.')
 
 def kept_pictures(folder:Path, split:str, step:int)->list:
     "Pictures in the order of the prompts, None for one that can no longer be read; None if they were not drawn."
     at = sheet_folder(folder, split, step)
-    return [_readable(at, name) for name in metadata_rows(at/'metadata.jsonl')] or None
+    return [_readable(at/name) for name in metadata_rows(at/'metadata.jsonl')] or None
 
 def _set_aside(at):
     "Moves what is left of a folder of pictures out of the way."
