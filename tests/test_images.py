@@ -1,5 +1,5 @@
 "A folder of anything: what can be read is read and upright, the rest is named with its reason, and nothing on disk is touched."
-import io, json, os, struct, subprocess, zlib
+import io, json, os, random, struct, subprocess, zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -266,6 +266,21 @@ def test_only_formats_of_the_list_are_opened_and_no_program_is_started(folder, s
     for name in ('Popen','run','call','check_call','check_output'): monkeypatch.setattr(subprocess, name, lambda *args, **kw: pytest.fail('a program was started'))
     (folder/'photo.png').write_bytes(encoded(Image.new('1' if kind=='MSP' else 'RGB', (128,128)), kind))
     assert [n for n,_ in ImageSet.from_folder(folder).skipped]==['photo.png'] and 'of another kind' in said()[0]
+
+@pytest.mark.parametrize('kind', ['PNG', 'JPEG', 'WEBP', 'GIF', 'BMP', 'TIFF', 'JPEG2000', 'PPM', 'TGA', 'AVIF'])
+@pytest.mark.filterwarnings('ignore')
+def test_whatever_is_wrong_with_a_picture_it_is_one_sentence(kind):
+    if kind not in images.FORMATS: pytest.skip(f'this Pillow does not read {kind}')
+    r, good = random.Random(kind), [encoded(noise.convert(m), kind, icc_profile=icc) for m in ('RGB','L') for icc in (None, ADOBE)]
+    for _ in range(400):
+        data = bytearray(r.choice(good))
+        for _ in range(r.randint(1, 5)):
+            at = r.randrange(min(len(data), r.choice((64, len(data)))))
+            data[at:at+r.choice((0,1,1,4,40))] = r.choice((b'', b'\0\0\0\0', b'\xff\xff\xff\xff', b'\x7f\xff\xff\xff', r.randbytes(r.randint(1, 4))))
+            if not data: break
+        try: im, _ = images.decode(bytes(data), 'damaged.png')
+        except StyleboostError as e: assert str(e).isprintable() and str(e).endswith('.') and 'damaged.png' in str(e)
+        else: assert im.mode=='RGB'
 
 def test_a_pipe_and_a_device_are_named_and_not_waited_for(folder, said):
     os.mkfifo(folder/'pipe.png'); (folder/'zero.png').symlink_to('/dev/zero')

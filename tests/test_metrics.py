@@ -174,6 +174,13 @@ def test_a_base_that_draws_the_style_leaves_nothing_to_gain_and_it_is_said(said)
     t = score(same, ImageSet(same), ASKED[:20], base=same)
     assert 'style_gain' not in t and t['style']['all']==pytest.approx(1) and any('style gained is left out' in m for m in said())
 
+def test_pictures_in_the_order_of_a_listing_beside_a_list_of_prompts_are_named(said):
+    pics = ImageSet([replace(p, name=f'{i}.png') for p,i in zip(TRUE, (1,10,11,12,2,3,4,5,6,7,8,9))], 'listed')
+    asked = [Prompt(p.text+' by the sea', p.people) for p in ASKED[:12]]
+    score(pics, REAL[:40], asked); assert sum('10.png stands before 2.png' in m for m in said())==1
+    score(pics.counted(), REAL[:40], asked); score(pics, REAL[:40], [Prompt(p.caption, p.people) for p in pics])
+    assert sum('stands before' in m for m in said())==1
+
 def test_pictures_that_are_all_equal_are_named_and_every_score_is_a_number(said):
     for drawn,real in (([REAL[0]]*20, REAL[:40]), (TRUE[:20], ImageSet([REAL[0]]*20, 'one')), ([REAL[0]]*20, ImageSet([REAL[1]]*20, 'one'))):
         rows = tidy(score(drawn, real, ASKED[:20], base=TRUE[:20]))

@@ -188,6 +188,15 @@ def test_a_picture_that_was_lost_or_spoilt(straight, make, tmp_path, said, score
     assert aside.exists()!=scored and any('missing' in m and aside.name in m for m in said())!=scored
     if not scored: assert (aside/files[1].name).exists()
 
+def test_drawn_pictures_are_read_from_their_own_folder_alone(picture, tmp_path, refused, said):
+    at, secret = cells.sheet_folder(tmp_path, 'test', 1), tmp_path/'secret.png'
+    at.mkdir(parents=True); secret.write_bytes(picture('a').data); (at/'1.png').symlink_to(secret); (at/'2.png').write_bytes(picture('b').data)
+    (at/'out').symlink_to(tmp_path)
+    (at/'metadata.jsonl').write_text(''.join(json.dumps(dict(file_name=n))+'\n' for n in ('1.png','2.png','out/secret.png')))
+    assert [im is None for im in cells.kept_pictures(tmp_path, 'test', 1)]==[True, False, True] and sum('link' in m for m in said())==2
+    (at/'metadata.jsonl').write_text(json.dumps(dict(file_name=str(secret))))
+    with refused('metadata.jsonl', 'secret.png'): cells.kept_pictures(tmp_path, 'test', 1)
+
 def test_the_bases_pictures_are_drawn_again_where_one_is_lost(straight, make, tmp_path):
     folder = shutil.copytree(straight.folder, tmp_path/'s')
     next((folder/'base'/'samples'/'test-000000').glob('*.png')).unlink()

@@ -22,7 +22,7 @@ from ..core import StyleboostError, note
 from .encoders import load_encoder
 from .judge import Encoder, Judge
 from .style import plain_statistics, style_similarity, style_vectors
-from ..pictures.images import ImageSet
+from ..pictures.images import ImageSet, counting_order
 from ..pictures.tensors import to_tensor
 
 # %% ../../nbs/judging/04_metrics.ipynb #f7b0875d
@@ -427,6 +427,16 @@ def _put_shares(row, s, keep, flag):
         _put_share(row, 'people_rate' if flag else 'false_people_rate', s.shows[keep])
 
 # %% ../../nbs/judging/04_metrics.ipynb #9024b0a4
+def _tell_order(images, prompts):
+    "Says where a folder's pictures stand in another order than people count in, beside prompts of other origin."
+    if not isinstance(images, ImageSet) or [p.text for p in prompts]==images.captions: return
+    names = [p.name for p in images]
+    places = range(len(names))
+    if names==sorted(names) and (order := counting_order(names))!=list(places):
+        first = next(i for i in places if order[i]!=i)
+        note(f'{images.name}: {names[first]} stands before {names[order[first]]}, and the prompts are taken in that '
+             'order; if yours count the other way, score `pictures.counted()`.')
+
 def _check_score(images, prompts, base):
     "A picture a prompt, from the model and from the base."
     if not images: raise StyleboostError('There are no pictures to score; give at least one.')
@@ -457,6 +467,7 @@ def score(
     """Scores pictures against a style's own and against their prompts.
 
     Each metric of `METRICS` has a column, its `_low` and `_high`, and its `_n` where that is not the row's `n`."""
+    _tell_order(images, prompts)
     images, rows = list(images), {}
     _check_score(images, prompts, base)
     judge = load_encoder(judge or 'world')

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from ..core import StyleboostError, note
 
-# %% ../../nbs/pictures/00_captions.ipynb #40a99867
+# %% ../../nbs/pictures/00_captions.ipynb #e612825d
 def read_regular(
     path:Path,  # a file
     most:int,   # bytes
@@ -29,11 +29,12 @@ def read_regular(
     return data
 
 def leads_out(
-    path:Path,  # in a folder
+    path:Path,         # a file
+    folder:Path=None,  # where it must lie; the one that it is in, unless given
 )->bool:
-    "Whether a path is a link to somewhere outside its folder."
-    if not path.is_symlink(): return False
-    try: return not path.resolve().is_relative_to(path.parent.resolve())
+    "Whether links lead from a path to somewhere outside a folder."
+    if folder is None and not path.is_symlink(): return False
+    try: return not path.resolve().is_relative_to((folder or path.parent).resolve())
     except (OSError, RuntimeError): return False   # a ring of links cannot be read either, and reading it says so
 
 # %% ../../nbs/pictures/00_captions.ipynb #eb832609

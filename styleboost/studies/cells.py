@@ -12,7 +12,7 @@ from itertools import count
 from pathlib import Path
 
 from ..core import StyleboostError, first_line, note, write_whole
-from ..pictures.captions import metadata_rows
+from ..pictures.captions import leads_out, metadata_rows
 from ..pictures.images import Picture
 from ..pictures.prompts import drawn
 from ..judging.metrics import score, tidy
@@ -35,14 +35,15 @@ def sheet_folder(
     "Where the pictures of a split and step are kept."
     return Path(folder)/'samples'/f'{split}-{step:06d}'
 
-def _readable(path):
+def _readable(path, folder):
+    if leads_out(path, folder): return note(f'{path}, which was drawn, is a link to a file elsewhere, and is not read.')
     try: return Picture(path.name, path).open()
     except StyleboostError: note(f'{path}, which was drawn, is gone or cannot be read.')
 
 def kept_pictures(folder:Path, split:str, step:int)->list:
     "Pictures in the order of the prompts, None for one that can no longer be read; None if they were not drawn."
     at = sheet_folder(folder, split, step)
-    return [_readable(at/name) for name in metadata_rows(at/'metadata.jsonl')] or None
+    return [_readable(at/name, at) for name in metadata_rows(at/'metadata.jsonl')] or None
 
 def _set_aside(at):
     "Moves what is left of a folder of pictures out of the way."
