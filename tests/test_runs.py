@@ -145,11 +145,11 @@ def spoil(d, at, value, gone):
 
 def damaged(data, text):
     "Damage to a file: bytes cut, changed or put in, or a value of the JSON in it changed or taken out."
-    plain = json.loads(text.splitlines()[0])
+    lines = text.splitlines() if '\n{' in text else [text]
+    plain = json.loads(lines[0])
     if data.draw(st.booleans()):
         at, value, gone = data.draw(st.sampled_from(list(spots(plain)))), data.draw(st.sampled_from(STRANGE)), data.draw(st.booleans())
-        lines = text.splitlines()[1:] if '\n{' in text else []
-        return '\n'.join([json.dumps(spoil(plain, at, value, gone)), *lines]).encode()+b'\n'
+        return '\n'.join([json.dumps(spoil(plain, at, value, gone)), *lines[1:]]).encode()+b'\n'
     raw, i = text.encode(), data.draw(st.integers(0, len(text)-1))
     return data.draw(st.sampled_from([raw[:i], raw[:i]+b'\xff\0'+raw[i:], raw[:i]+b'['*100000+raw[i:], raw[:i]+b'}'+raw[i+1:], b'', b'9'*5000]))
 
@@ -194,15 +194,15 @@ def test_a_log_is_read_up_to_where_a_kill_cut_it_and_damage_before_that_is_named
 # settings
 
 SETTINGS = dict(name='other', token='ukj', background_token='wxz', method='lora', steps=3, batch=4, lr=1e-4, lr_schedule='linear', warmup=1, weight_decay=.5,
-    grad_clip=1e-3, min_snr=1., resolution=64, crops=1, flip=True, pad='longest', pairing='fixed', buckets=True, precision='bf16', weights='bfloat16', fused_backward=True)
+    grad_clip=1e-3, min_snr=1e-3, resolution=32, crops=1, flip=True, pad='longest', pairing='fixed', buckets=True, precision='bf16', weights='bfloat16')
 
 def test_every_setting_changes_something_or_is_refused(base, quick, picture, tmp_path, refused):
-    """Those that change what is learnt, each on its own. The others are levers (`attention`, `checkpointing`, `optimizer`, `accumulate`; tests/test_levers.py),
+    """Those that change what is learnt, each on its own. The others are levers (`attention`, `checkpointing`, `optimizer`, `accumulate`, `fused_backward`; tests/test_levers.py),
     what the command draws with when it is done (`steps_sampled`, `guidance`, `scheduler`; tests/test_cli.py), and `base`, `bindings` and `checkpoint`."""
-    other = {'attention','checkpointing','optimizer','accumulate','steps_sampled','guidance','scheduler','base','bindings','checkpoint'}
+    other = {'attention','checkpointing','optimizer','accumulate','fused_backward','steps_sampled','guidance','scheduler','base','bindings','checkpoint'}
     assert {f.name for f in fields(Recipe)}=={*SETTINGS, *other}
     wide = ImageSet([picture(n, (96,64)) for n in ('anna','bear','cat')], 'wide')
-    plain = dict(ref=wide, steps=2, batch=2, resolution=32, lr_schedule='constant_with_warmup', lr=1e-3, prompt='a photo of style, longer than the other', precision='no', grad_clip=None)
+    plain = dict(ref=wide, steps=2, batch=2, resolution=64, lr_schedule='constant_with_warmup', lr=1e-3, prompt='a photo of style, longer than the other', precision='no', grad_clip=None)
     def learnt(**kw):
         r = quick(**{**plain, **{k:v for k,v in kw.items() if k not in ('name','background_token')}})
         r = replace(r, **{k:v for k,v in kw.items() if k in ('name','background_token')})
