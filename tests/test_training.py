@@ -229,6 +229,14 @@ def test_training_in_a_thread_is_training(straight, go, quick):
     t.start(); t.join()
     assert tuned(runs[0])==tuned(straight)
 
+def test_two_trainings_at_once_are_each_its_own(go, quick):
+    "What a LoRA starts as is drawn by torch's own chance, which threads share."
+    recipe, made = quick(None, steps=2, resolution=32, method='lora', rank=4), {}
+    ts = [threading.Thread(target=lambda n=n: made.update({n: go(recipe, f'at-once{n}', seed=n)})) for n in (0,1)]
+    for t in ts: t.start()
+    for t in ts: t.join()
+    assert [tuned(made[n]) for n in (0,1)]==[tuned(go(recipe, f'alone{n}', seed=n)) for n in (0,1)]
+
 def test_many_trainings_in_one_process_leave_nothing_behind(go, quick, tmp_path):
     def left():
         gc.collect()
