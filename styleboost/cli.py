@@ -94,7 +94,7 @@ def takes(*names):
         return command
     return decorate
 
-# %% ../nbs/91_cli.ipynb #591cf3ca
+# %% ../nbs/91_cli.ipynb #f21706e0
 Ref = Annotated[Path, typer.Option(help='Folder with the 15-20 style references, half of them people.')]
 RecipeFile = Annotated[Optional[Path], typer.Option(
     '--recipe', help='A recipe.json whose settings are used where no option says otherwise.')]
@@ -103,7 +103,7 @@ Memory = Annotated[Optional[str], typer.Option(
     rich_help_panel='Memory and speed')]
 Settings = Annotated[Optional[list[str]], typer.Option(
     '--set', metavar='KEY=VALUE',
-    help='Any field of the recipe or of its method, such as rank=32 or warmup=20; may be given several times.')]
+    help='Any field of the recipe or of its method, such as rank=32 or flip=yes; may be given several times.')]
 
 def _settings(
     pairs,  # of `--set`

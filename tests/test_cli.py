@@ -10,6 +10,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from styleboost import cli
+from styleboost.core import StyleboostError
 from styleboost.judging import metrics
 from styleboost.training import priors
 from styleboost.cli import app, main
@@ -139,6 +140,41 @@ def test_a_setting_reaches_the_recipe_and_its_method_as_an_option_does(here, tmp
     two = in_process(*call, '--set', 'rank=2', '--set', 'min-snr=5', '--set', 'token=sks', '--out', tmp_path/'two')
     assert (one.code, two.code)==(0, 0), one.err+two.err
     assert Run(tmp_path/'one').recipe==Run(tmp_path/'two').recipe and 'sks' in two.out
+
+@pytest.mark.parametrize('said, words', [(['--snapshots', -5], ['--snapshots is -5']), (['--seed', 2**64], [str(2**64), 'below 2**63']), (['--prior-weight', 'inf'], ['weight is inf']),
+    (['--lr', 'nan'], ['lr is nan']), (['--set', 'warmup=20'], ['constant_with_warmup']), (['--tracker', 'clearml'], ['pip install clearml'])], ids=lambda v: str(v[0]))
+def test_a_number_that_is_none_or_that_nothing_would_read_is_refused(here, tmp_path, said, words):
+    refusal(in_process('train', '--ref', here/'ref', '--prior', here/'aux', '--recipe', here/'cheap.json', '--out', tmp_path/'out', *said), *words)
+    assert not (tmp_path/'out').exists()
+
+def test_a_finished_run_goes_on_to_more_steps_and_draws_anew(here, tmp_path):
+    call = ['train', '--ref', here/'ref', '--prior', 'none', '--recipe', here/'cheap.json', '--out', tmp_path/'out']
+    assert in_process(*call).code==0
+    more = in_process(*call, '--steps', 3, '--resume')
+    run = Run(tmp_path/'out')
+    assert more.code==0 and 'begins anew at step 2' in more.err and run.done and run.recipe['steps']==3 and [*run.snapshots]==[2]
+    old, new = (ImageSet.from_folder(run.folder/n) for n in ('samples-000002','samples'))
+    assert len(old)==len(new)==8 and old.hash!=new.hash
+    refusal(in_process(*call, '--resume'), 'has done 3 steps', 'ask for more')
+    refusal(in_process('sample', tmp_path/'out', '--prompt', 'a dog', '--seed', 2**64, '--out', tmp_path/'drawn'), str(2**64), 'seed')
+    refusal(in_process('plan', '--base', tmp_path/'out', '--device', 'cpu'), 'is a run', 'styleboost export')
+
+STRANGE = [None, True, -1, 10**30, float('nan'), '', 'x', '\0', [], {}, [1], dict(name=3), [dict(role='style')]]
+
+@pytest.mark.parametrize('field', ['recipe','seed','recipe.method','recipe.lr','recipe.steps','recipe.token','recipe.base','recipe.bindings','recipe.bindings.0','recipe.bindings.1.weight','recipe.bindings.1.prompt','recipe.method.name','recipe.method.text_encoder'])
+def test_a_recipe_with_something_strange_in_it_is_a_sentence(here, trained, tmp_path, monkeypatch, field):
+    "What is strange and can be trained would be: the file is read, and all but the training is done."
+    from styleboost.training import loop
+    monkeypatch.setattr(loop, 'prepared', lambda *a, **kw: (_ for _ in ()).throw(StyleboostError('Enough.')))
+    for i,value in enumerate(STRANGE):
+        info = json.loads((trained.folder/'recipe.json').read_text())
+        *way, last = field.split('.')
+        inner = info
+        for k in way: inner = inner[int(k) if k.isdigit() else k]
+        inner[int(last) if last.isdigit() else last] = value
+        (tmp_path/'r.json').write_text(json.dumps(info))
+        done = in_process('train', '--ref', here/'ref', '--prior', here/'aux', '--recipe', tmp_path/'r.json', '--out', tmp_path/f'out{i}')
+        assert done.code in (1,2) and 'Traceback' not in done.err and done.err.strip().endswith('.'), (value, done.err[-600:])
 
 @pytest.mark.parametrize('command', ['train', 'compare'])
 def test_an_unknown_setting_lists_those_there_are(here, tmp_path, command):

@@ -1,12 +1,13 @@
 "What every room uses: one sentence for what goes wrong, and files that are whole or not there."
-import contextlib, json, logging, os, subprocess, sys
+import contextlib, io, json, logging, os, subprocess, sys, time
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest, torch
 
 from styleboost.core import (
-    StyleboostError, disk_error, first_line, new_folder, note, on_disk, printable, quiet, read_tensors, save_tensors, whole, writable,
-    write_whole)
+    LOCK, StyleboostError, alone, clear_parts, disk_error, first_line, new_folder, note, on_disk, printable, progress_bar, quiet,
+    read_tensors, save_tensors, whole, writable, write_whole)
 
 ROOT = Path(__file__).resolve().parents[1]
 names = lambda folder: sorted(p.name for p in folder.iterdir())
@@ -87,6 +88,77 @@ def test_tensors_are_whole_and_a_damaged_file_is_named(tmp_path, refused):
     assert names(file.parent)==['a.safetensors'] and read_tensors(file)
     file.write_bytes(file.read_bytes()[:30])
     with refused(file, 'damaged'): read_tensors(file)
+
+@pytest.mark.skipif(os.name=='nt', reason='Windows has no handle for a folder')
+def test_the_disk_has_the_contents_before_the_name_and_the_name_before_we_go_on(tmp_path, monkeypatch):
+    done = []
+    def synced(handle, real=os.fsync): done.append(Path(os.readlink(f'/proc/self/fd/{handle}')).name); real(handle)
+    def renamed(part, path, real=os.replace): done.append(f'{part.name} -> {path.name}'); real(part, path)
+    monkeypatch.setattr(os, 'fsync', synced); monkeypatch.setattr(os, 'replace', renamed)
+    with whole(tmp_path/'run') as part: (part/'in').mkdir(parents=True); (part/'in'/'a').write_text('1')
+    p = part.name
+    assert sorted(done[:3])==sorted([p, 'in', 'a']) and done[3:]==[f'{p} -> run', tmp_path.name]
+
+def test_a_disk_that_is_full_when_told_to_keep_it_leaves_the_old_file(tmp_path, monkeypatch):
+    (tmp_path/'a').write_text('old')
+    def full(handle): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(OSError): write_whole({tmp_path/'a': 'new'})
+    assert names(tmp_path)==['a'] and (tmp_path/'a').read_text()=='old'
+
+def test_what_killed_processes_had_begun_is_cleared_and_nothing_else(tmp_path):
+    keep = ['.hidden', '.part', 'a.12.part', '.mine.part', '.gitignore']
+    for n in ['.tuned.12.part.safetensors', '.log.99.part.jsonl', *keep]: (tmp_path/n).write_text('1')
+    (tmp_path/'checkpoints'/'.step-000020.7.part').mkdir(parents=True)
+    clear_parts(tmp_path)
+    assert names(tmp_path)==sorted([*keep, 'checkpoints']) and names(tmp_path/'checkpoints')==[]
+
+# one at a time
+
+def test_a_folder_is_for_one_at_a_time_and_the_lock_ends_with_its_process(tmp_path, refused):
+    hold = 'import sys; from styleboost.core import alone\nwith alone(sys.argv[1]): print("held", flush=True); sys.stdin.read()'
+    other = subprocess.Popen([sys.executable, '-c', hold, tmp_path/'a'/'run'], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline()=='held\n'
+    with refused('Another process is at work', tmp_path/'a'/'run'), alone(tmp_path/'a'/'run'): pass
+    other.kill(); other.wait()
+    assert names(tmp_path/'a'/'run')==[LOCK] and new_folder(tmp_path/'a'/'run')          # a file that is left locks nothing
+    with alone(tmp_path/'a'/'run'): assert names(tmp_path/'a'/'run')==[LOCK]
+    assert names(tmp_path/'a'/'run')==[]
+
+def test_a_folder_into_which_nothing_was_put_goes_again(tmp_path):
+    with pytest.raises(KeyError), alone(tmp_path/'a'/'b'): raise KeyError
+    assert names(tmp_path)==[]
+    with alone(tmp_path/'a'/'b'): (tmp_path/'a'/'b'/'work').write_text('1')
+    assert names(tmp_path/'a'/'b')==['work']
+
+def test_a_file_is_nobodys_folder(tmp_path, refused):
+    (tmp_path/'a').write_text('1')
+    with refused('is a file'), alone(tmp_path/'a'): pass
+
+# how far it is
+
+def lines_of(work):
+    with redirect_stderr(io.StringIO()) as told: work()
+    return told.getvalue()
+
+def test_where_nobody_watches_progress_is_a_line_now_and_then(monkeypatch):
+    now = [0.]
+    monkeypatch.setattr(time, 'monotonic', lambda: now[0])
+    def work():
+        with progress_bar(total=1000, desc='training', unit='step') as bar:
+            for _ in range(1000): now[0] += .1; time.sleep(.0002); bar.update(); bar.set_postfix(loss='0.1')
+    lines = lines_of(work).splitlines()
+    assert 3<=len(lines)<=5 and all(l.startswith('training: ') and '\r' not in l and len(l)<80 for l in lines)
+    assert lines[-1].startswith('training: 100% 1000/1000') and 'loss=0.1' in lines[-1]
+
+def test_a_bar_that_is_not_to_stay_or_not_to_show_says_nothing():
+    assert lines_of(lambda: list(progress_bar(range(9), leave=False)))==''
+    assert lines_of(lambda: list(progress_bar(range(9), disable=True)))==''
+
+def test_work_goes_on_when_nobody_reads_any_more():
+    class Gone(io.StringIO):
+        def write(self, text): raise BrokenPipeError
+    with redirect_stderr(Gone()): assert list(progress_bar(range(9)))==list(range(9))
 
 # folders and sentences
 
