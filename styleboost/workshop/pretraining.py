@@ -11,9 +11,10 @@ __all__ = ['FORMS', 'SCHEDULE', 'BUDGETS', 'BATCHES', 'HELD_WORDS', 'MIXED', 'GO
            'spread_times', 'min_snr', 'denoise_loss', 'learn_latents', 'kept_tokenizer', 'learn_words', 'learn_to_draw',
            'pretrain', 'make_portable', 'write_base', 'rare_word', 'spread_states', 'asked_plainly', 'neutral_loss',
            'power', 'mixed_caption', 'go_on', 'own_caption_first', 'style_row', 'one_a_name',
-           'of_judge_and_autoencoder', 'over_styles', 'scorecard', 'history']
+           'of_judge_and_autoencoder', 'over_styles', 'scorecard', 'plain_records', 'known_subjects', 'recognition',
+           'asked_as', 'subject_table', 'history']
 
-# %% ../../nbs/workshop/01_pretraining.ipynb #5721b231
+# %% ../../nbs/workshop/01_pretraining.ipynb #dc9530b9
 import copy, json, random, time
 from collections import defaultdict
 from pathlib import Path
@@ -37,7 +38,7 @@ from ..judging.judge import PERSON, ImageEncoder, Judge
 from ..pictures.tensors import to_tensor
 from ..judging.metrics import kid
 from ..bases.sampling import sample
-from ..pictures.world import SETS, pictures, plain_name, split_of, style_word
+from ..pictures.world import SETS, STYLES, pictures, plain_name, split_of, style_word
 
 # %% ../../nbs/workshop/01_pretraining.ipynb #ad678a56
 def drawings(
@@ -885,6 +886,81 @@ def scorecard(
     top.update(samples=n*len(table), guidance=guidance, **over_styles(table, n*len(table)))
     top = {k:round(float(v),4) if isinstance(v,(float,np.floating)) else v for k,v in top.items()}
     return top, table.round(3), drawn
+
+# %% ../../nbs/workshop/01_pretraining.ipynb #aaab35ba
+def plain_records(
+    corpus:Corpus,
+)->dict:  # plain name -> set -> index of its drawing without a skin tone
+    "The drawings of each emoji subject."
+    drawn = defaultdict(dict)
+    for i,r in enumerate(corpus.records):
+        if SETS[r['set']].kind=='emoji' and 'skin' not in r['caption']: drawn[r['plain']].setdefault(r['set'], i)
+    return drawn
+
+def known_subjects(
+    corpus:Corpus,
+    n:int=128,   # half of them people
+    least:int=5, # sets that draw it; one fewer for people
+    seed:int=0,
+)->list:         # of plain names, people first
+    "Subjects that a base can know, at random."
+    known = {True:[], False:[]}
+    for plain,by_set in sorted(plain_records(corpus).items()):
+        r = corpus.records[next(iter(by_set.values()))]
+        if split_of(r['subject'])!='held-out' and len(by_set)>=least-r['people']: known[r['people']].append(plain)
+    rng = random.Random(seed)
+    return rng.sample(known[True], n//2) + rng.sample(known[False], n//2)
+
+# %% ../../nbs/workshop/01_pretraining.ipynb #c6fbe890
+def recognition(
+    judge:Judge,
+    x,              # pictures, or (n, 3, 64, 64) in [-1, 1]
+    captions:list,  # what each shows
+    people:list,    # whether each shows a person
+    texts:list,     # captions to choose from, those of the pictures among them
+)->dict:            # shares
+    "How often the judge names the subject, first and among five, and how often it sees a person."
+    f, flag = judge.features(x), torch.tensor(people)
+    near = judge.embed_images(f)@judge.embed_texts(texts).T
+    own = near.gather(1, torch.tensor([texts.index(c) for c in captions])[:,None])
+    place, person = (near>own).sum(1), judge.people(f)>judge.person_line
+    share = lambda right: right.float().mean().item() if len(right) else float('nan')
+    return dict(first=share(place<1), five=share(place<5), people=share(place[flag]<5), things=share(place[~flag]<5),
+                person_asked=share(person[flag]), person_unasked=share(person[~flag]))
+
+# %% ../../nbs/workshop/01_pretraining.ipynb #a44fdd26
+def asked_as()->dict:  # how it is called -> a form of caption
+    "The ways in which a subject is asked for."
+    styled = lambda word: f'a photo of {word} style, {{}}'
+    return {'noto':styled('noto'), 'twemoji':styled('twemoji'), 'no style':'{}',
+            **{word: styled(word) for word in sorted(HELD_WORDS)[-3:]}}
+
+def subject_table(
+    base:Base,
+    judge:Judge,
+    corpus:Corpus,
+    n:int=128,          # subjects, half of them people
+    steps:int=20,       # of the sampler
+    guidance:float=4.,
+    least:int=5,        # see `known_subjects`
+)->pd.DataFrame:        # a row for each way of asking, and for real pictures
+    "Subjects recognised in real pictures, and in pictures that the base draws."
+    drawn, rows = plain_records(corpus), {}
+    pick, records = known_subjects(corpus, n, least), corpus.records
+    firsts = {plain: records[next(iter(by_set.values()))] for plain,by_set in drawn.items()}
+    texts = sorted({r['caption'] for r in firsts.values()})
+    def row(x, plains): return dict(n=len(plains), **recognition(
+        judge, x, [firsts[p]['caption'] for p in plains], [firsts[p]['people'] for p in plains], texts))
+    for s in ('noto','twemoji'):
+        have = [p for p in pick if s in drawn[p]]
+        if have: rows[f'real, {s}'] = row(corpus.images([drawn[p][s] for p in have]), have)
+    for s in STYLES:
+        pics = {p.caption:p for p in pictures(s)}
+        have = [p for p in pick if firsts[p]['caption'] in pics]
+        if have: rows[f'real, {s}'] = row([pics[firsts[p]['caption']] for p in have], have)
+    for name,form in asked_as().items():
+        rows[name] = row(sample(base, [form.format(firsts[p]['caption']) for p in pick], 0, steps, guidance), pick)
+    return pd.DataFrame(rows).T
 
 # %% ../../nbs/workshop/01_pretraining.ipynb #058ca9a9
 def history(
