@@ -45,7 +45,7 @@ def first_line(
     "What a library's error says, short enough for a sentence."
     return (str(e).strip() or type(e).__name__).splitlines()[0].rstrip('.')[:200]
 
-# %% ../nbs/00_core.ipynb #d3e19ed7
+# %% ../nbs/00_core.ipynb #a973df60
 def _remove(path):
     "Removes a file, or a folder with all that is in it, if it is there."
     if path.is_dir(): shutil.rmtree(path)
@@ -55,7 +55,9 @@ def _flush(path):
     "Has the disk keep a file, or the names in a folder."
     # Windows has no handle for a folder
     if path.is_dir() and os.name=='nt': return
-    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    # what we may write into need not be ours to read
+    try: handle = os.open(path, os.O_RDWR if os.name=='nt' else os.O_RDONLY)
+    except PermissionError: return
     try: os.fsync(handle)
     except OSError as e:
         # some disks cannot be told, and keep things in their own time

@@ -104,7 +104,7 @@ def check_weights(self:Trainer):
     self.check_losses()
     if not self.stepper.finite(): self.give_up(f'The weights are not finite after step {self.done}')
 
-# %% ../../nbs/training/07_trainer.ipynb #96d20ce9
+# %% ../../nbs/training/07_trainer.ipynb #fee23161
 @patch
 def line(self:Trainer, names)->dict:
     "The log's line: the mean loss of each binding since the last."
@@ -134,8 +134,9 @@ def go_on(self:Trainer, folder):
     self.sums, self.kept = torch.tensor(was['sums'], device=self.base.device), self.done
     restore(self.base, read_tensors(folder/'weights.safetensors'))
     file = folder/'optimizer.safetensors'
-    try: self.stepper.load(read_tensors(file))
-    except (KeyError, IndexError, TypeError, RuntimeError) as e:
+    moments = read_tensors(file)
+    try: self.stepper.load(moments)
+    except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as e:
         raise StyleboostError(f'{file} is not of this run ({first_line(e)}); put the old file back, or remove the '
             f'folder {folder} and the run begins anew.') from e
 
