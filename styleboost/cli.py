@@ -6,7 +6,7 @@
 __all__ = ['app', 'console', 'RECIPE', 'METHOD', 'MEMORY', 'OPTIONS', 'Ref', 'RecipeFile', 'Memory', 'Settings', 'Encoder', 'say',
            'option', 'takes', 'demo', 'train', 'plan', 'sample', 'export', 'score', 'suggest', 'compare', 'env', 'main']
 
-# %% ../nbs/91_cli.ipynb #18db3db7
+# %% ../nbs/91_cli.ipynb #fb4d2083
 import json, logging, os, re, sys
 from dataclasses import fields, replace
 from functools import wraps
@@ -19,19 +19,20 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from .core import StyleboostError, log, new_folder, write_whole
+from .core import (
+    StyleboostError, disk_error, first_line, log, new_folder, printable, writable, write_whole)
 from .methods.load import METHODS
 from .pictures.images import ImageSet
 from .pictures.prompts import TOKEN, Prompt, drawn, read_prompts, style_prompt
 from .pictures.world import STYLES, pool, pools, style_ref
 
-# %% ../nbs/91_cli.ipynb #a6c11dea
+# %% ../nbs/91_cli.ipynb #836216d3
 app = typer.Typer(
     name='styleboost', add_completion=False, no_args_is_help=True, pretty_exceptions_enable=False,
     help='Teach a text-to-image model an artistic style, people included, from 20 pictures and a chosen auxiliary set.')
-console = Console(force_jupyter=False)
+console = Console(force_jupyter=False, emoji=False)
 
-def say(text): console.print(text, highlight=False, soft_wrap=True, markup=False)
+def say(text): console.print(printable(text), highlight=False, soft_wrap=True, markup=False)
 
 @app.callback()
 def _options(debug:Annotated[bool, typer.Option('--debug', help='Show the traceback of an error.')]=False): pass
@@ -93,7 +94,7 @@ def takes(*names):
         return command
     return decorate
 
-# %% ../nbs/91_cli.ipynb #591cf3ca
+# %% ../nbs/91_cli.ipynb #f21706e0
 Ref = Annotated[Path, typer.Option(help='Folder with the 15-20 style references, half of them people.')]
 RecipeFile = Annotated[Optional[Path], typer.Option(
     '--recipe', help='A recipe.json whose settings are used where no option says otherwise.')]
@@ -102,7 +103,7 @@ Memory = Annotated[Optional[str], typer.Option(
     rich_help_panel='Memory and speed')]
 Settings = Annotated[Optional[list[str]], typer.Option(
     '--set', metavar='KEY=VALUE',
-    help='Any field of the recipe or of its method, such as rank=32 or warmup=20; may be given several times.')]
+    help='Any field of the recipe or of its method, such as rank=32 or flip=yes; may be given several times.')]
 
 def _settings(
     pairs,  # of `--set`
@@ -139,7 +140,7 @@ def _say_report(page):
     for sentence in json.loads((page.parent/'report.json').read_text('utf-8'))['verdict']: say(sentence)
     say(f'The report is {page}')
 
-# %% ../nbs/91_cli.ipynb #0eb7f2e0
+# %% ../nbs/91_cli.ipynb #4d770a0d
 def _saved(
     path,  # a recipe.json of a run, or None
 ):
@@ -154,8 +155,9 @@ def _saved(
             raise ValueError('it binds two words, which the command has no options for; train it from Python')
         style_prompt, class_prompt = (b[0]['prompt'] if b else None for b in (style, prior))
         prior_weight = prior[0]['weight'] if prior else 1.
-    except (OSError, ValueError, AttributeError, KeyError, TypeError) as e:
-        raise StyleboostError(f'The recipe {path} cannot be read ({e}); give the recipe.json of a run.') from e
+    except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as e:
+        raise StyleboostError(f'The recipe {path} cannot be read ({first_line(e)}); '
+                              'give the recipe.json of a run.') from e
     return SimpleNamespace(seed=seed, style_prompt=style_prompt, class_prompt=class_prompt or 'a photo of style',
                            prior_weight=prior_weight, **_fields_of(d, path))
 
@@ -163,12 +165,18 @@ def _fields_of(d, path):
     "What a file says of a recipe's own fields, and of its method."
     from styleboost.training.recipes import Recipe, upgraded
     if path is None: return dict(own={}, method={})
-    try: d = upgraded(d); method = dict(d['method'], method=d['method']['name'])
-    except (TypeError, KeyError, AttributeError) as e:
-        raise StyleboostError(f'The recipe {path} cannot be read ({e}); give the recipe.json of a run.') from e
+    try:
+        d = upgraded(d)
+        method = dict(d['method'], method=d['method']['name'])
+        if not isinstance(method['method'], str): raise TypeError('its method has no name')
+    except StyleboostError: raise
+    except (TypeError, KeyError, AttributeError, ValueError) as e:
+        raise StyleboostError(f'The recipe {path} cannot be read ({first_line(e)}); '
+                              'give the recipe.json of a run.') from e
     known = {f.name for f in fields(Recipe)} - {'bindings','name','method'}
     return dict(own={k:v for k,v in d.items() if k in known}, method={k:v for k,v in method.items() if k!='name'})
 
+# %% ../nbs/91_cli.ipynb #25ca9979
 def _kept(saved, said):
     "The file's settings; those of its method where the user has not chosen another."
     other = said.get('method') not in (None, saved.method.get('method'))
@@ -204,7 +212,7 @@ def _say_bindings(recipe, prior):
         count, what = (b.images.n, 'generated') if ordered else (len(b.images), b.images.name)
         say(f'{b.role}: {count} pictures, {what}, "{b.prompt}", weight {b.weight:g}')
 
-# %% ../nbs/91_cli.ipynb #48737561
+# %% ../nbs/91_cli.ipynb #2cc9c27d
 def _with_prior(plain, prior, n, prompt, weight, saved, seed):
     "The recipe with the prior that a word stands for."
     from styleboost.training.priors import prior_images
@@ -217,7 +225,10 @@ def _with_prior(plain, prior, n, prompt, weight, saved, seed):
 def _train(recipe, out, seed, resume, memory, trackers, latents, every):
     "Carries the recipe out."
     from styleboost.training.loop import train
+    if every is not None and every<1:
+        raise StyleboostError(f'--snapshots is {every}; give the number of steps between two, 1 or more.')
     kept = range(every, 10**7, every) if every else ()
+    if latents: writable(latents)
     return train(recipe, out, seed, resume=resume, memory=memory, trackers=trackers or (), latents=latents,
                  snapshots=kept)
 
@@ -344,7 +355,7 @@ def export(
     say(f'The model is {export(Run(run, at), out, to, half, pictures)}')
     if push: say(f'It is on the hub: {to_hub(out, push)}')
 
-# %% ../nbs/91_cli.ipynb #47df6c57
+# %% ../nbs/91_cli.ipynb #4a328dae
 def _check_scores_file(out):
     "Refuses, before any work, a file that scores cannot be written to."
     if out.is_dir(): raise StyleboostError(f'{out} is a folder; give a file with --out.')
@@ -354,10 +365,7 @@ def _check_scores_file(out):
         if not ours:
             raise StyleboostError(f'{out} is there and was not written by `styleboost score`; give another file with '
                                   '--out.')
-    try: out.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise StyleboostError(f'The folder {out.parent} cannot be made ({e.strerror}); give another file with '
-                              '--out.') from e
+    writable(out)
 
 def _pictures_of(path):
     "The folder with pictures: of a run, its samples."
@@ -371,7 +379,7 @@ def _pictures_of(path):
                               'report of the study.')
     return samples
 
-# %% ../nbs/91_cli.ipynb #c784169d
+# %% ../nbs/91_cli.ipynb #cd817a1d
 def _interval(row, metric):
     "A score with its interval, where it has one."
     value, low, high = (row.get(k, float('nan')) for k in (metric, f'{metric}_low', f'{metric}_high'))
@@ -382,13 +390,14 @@ def _score_table(table):
     "Scores for a terminal: a row a metric, a column a group."
     from styleboost.judging.metrics import METRICS
     shown = Table('', *[f'{group} (n {row.n:.0f})' for group,row in table.iterrows()])
+    arrows = dict(up='^', down='v') if console.options.ascii_only else dict(up='↑', down='↓')
     for metric,(label,way,_) in METRICS.items():
         if metric not in table: continue
         if metric=='subject_rate': label += f', among five of {table.n_texts["all"]:.0f}'
-        shown.add_row(f'{label} {"↑" if way=="up" else "↓"}', *[_interval(row, metric) for _,row in table.iterrows()])
+        shown.add_row(f'{label} {arrows[way]}', *[_interval(row, metric) for _,row in table.iterrows()])
     return shown
 
-# %% ../nbs/91_cli.ipynb #9d0cc91a
+# %% ../nbs/91_cli.ipynb #4583a065
 Encoder = Annotated[str, typer.Option(help='What the scores look through: world, the embedded judge; a folder with a '
                     'CLIP model; or a file with the weights of CSD or Inception.')]
 
@@ -414,11 +423,12 @@ def score(
     if prompts: ims = ims.counted()
     asked = read_prompts(prompts) if prompts else [Prompt(p.caption, p.people) for p in ims]
     table = score(ims, real, asked, encoder, ref=ref and ImageSet.from_folder(ref))
+    out.parent.mkdir(parents=True, exist_ok=True)
     write_whole({out: json.dumps(dict(judge=known_as(load_encoder(encoder)), rows=tidy(table)), indent=0)+'\n'})
     console.print(_score_table(table))
     say(f'The scores are in {out}')
 
-# %% ../nbs/91_cli.ipynb #d2e89cb0
+# %% ../nbs/91_cli.ipynb #94e7b81b
 @app.command()
 def suggest(
     ref:Ref,
@@ -437,6 +447,7 @@ def suggest(
     from styleboost.training.priors import prior_images
     if pool in ('none','generated') or pool.startswith('suggest:'):
         raise StyleboostError(f'{pool} names no pictures to choose from; give a folder, or world:NAME.')
+    new_folder(out, make=False)
     weights = dict(near=near, general=general, itself=itself)
     chosen = suggest(ImageSet.from_folder(ref), prior_images(pool), k, people=people, judge=encoder, **weights)
     folder, mean = save_suggestion(chosen, out), chosen.table[chosen.table.chosen].mean(numeric_only=True)
@@ -590,19 +601,25 @@ def _attention(base):
     works = 'works, forward and backward (--attention xformers)'
     yield 'xformers', f'not usable: {fault}' if fault else works
 
-# %% ../nbs/91_cli.ipynb #6868de43
+# %% ../nbs/91_cli.ipynb #10fb199c
+def _show_what_can_be_shown():
+    "Makes a question mark of what the output's encoding lacks, where Python would stop."
+    # a notebook's output has no encoding, and that of errors writes out what it lacks
+    if hasattr(sys.stdout, 'reconfigure'): sys.stdout.reconfigure(errors='replace')
+
 def main(args:list=None):
     "The entry point of the `styleboost` command."
     args = sys.argv[1:] if args is None else args
+    _show_what_can_be_shown()
     if not log.handlers:
         handler = logging.StreamHandler()
         handler.setFormatter(logging.Formatter('%(message)s'))
         log.addHandler(handler)
         log.propagate = False
     try: app(args, prog_name='styleboost', standalone_mode=True)
-    except StyleboostError as e:
+    except (StyleboostError, OSError) as e:
         if '--debug' in args: raise
-        print(f'styleboost: {e}', file=sys.stderr)
+        print(f'styleboost: {disk_error(e) if isinstance(e, OSError) else e}', file=sys.stderr)
         sys.exit(1)
 
 # %% ../nbs/91_cli.ipynb #c59b90cd

@@ -5,12 +5,12 @@
 # %% auto #0
 __all__ = ['SIZES', 'ARM_TITLES', 'DemoSize', 'arms', 'winner_in_words', 'Exam', 'head_of', 'demo']
 
-# %% ../nbs/90_demo.ipynb #9d3c88c6
+# %% ../nbs/90_demo.ipynb #d8bdf32b
 import time
 from dataclasses import dataclass
 from pathlib import Path
 
-from .core import StyleboostError
+from .core import StyleboostError, writable
 from .pictures.images import ImageSet
 from .pictures.prompts import TOKEN, drawn, style_prompt
 from .pictures.world import SETS, pool, prompts_up_to, reference, style_ref
@@ -141,10 +141,10 @@ def head_of(
              'on, the judge finds these easiest to name; all of them stand below.')
     return Head(about, [(exam.asked[i].text, arm.images[i]) for i in which])
 
-# %% ../nbs/90_demo.ipynb #d1f6fd61
+# %% ../nbs/90_demo.ipynb #56981227
 def _check_folder(out):
-    if out.exists() and any(out.iterdir()) and not (out/'none'/'recipe.json').exists(): raise StyleboostError(
-        f'{out} is not empty and holds no demo; choose another folder.')
+    taken = writable(out).exists() and any(out.iterdir()) and not (out/'none'/'recipe.json').exists()
+    if taken: raise StyleboostError(f'{out} is not empty and holds no demo; choose another folder.')
 
 def _facts(artwork, base, size, exam, began):
     "What the demo did, for the end of its report."

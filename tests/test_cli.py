@@ -10,6 +10,7 @@ from typer.main import get_command
 from typer.testing import CliRunner
 
 from styleboost import cli
+from styleboost.core import StyleboostError
 from styleboost.judging import metrics
 from styleboost.training import priors
 from styleboost.cli import app, main
@@ -37,9 +38,9 @@ OPTIONS = dict(
     export='--out --to --at --half --pictures --no-pictures --push',
     env='')
 
-def in_process(*args):
+def in_process(*args, encoding='utf-8'):
     "Runs the command here: its exit status, and what it wrote. An error that gets through is a traceback, as it would be in a shell."
-    log, out, err, code = logging.getLogger('styleboost'), io.StringIO(), io.StringIO(), 0
+    log, out, err, code = logging.getLogger('styleboost'), io.TextIOWrapper(io.BytesIO(), encoding, newline=''), io.StringIO(), 0
     handlers, propagate = log.handlers[:], log.propagate
     metrics._once.cache_clear()                             # a command says everything, whatever this process has said before
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
@@ -47,7 +48,8 @@ def in_process(*args):
         except SystemExit as e: code = e.code or 0
         except BaseException: code = 1; traceback.print_exc(file=err)
         finally: log.handlers[:], log.propagate = handlers, propagate
-    return SimpleNamespace(code=code, out=out.getvalue(), err=err.getvalue())
+    out.flush()
+    return SimpleNamespace(code=code, out=out.buffer.getvalue().decode(encoding), err=err.getvalue())
 
 @pytest.fixture(scope='module')
 def here(tmp_path_factory, ref, aux):
@@ -139,6 +141,41 @@ def test_a_setting_reaches_the_recipe_and_its_method_as_an_option_does(here, tmp
     assert (one.code, two.code)==(0, 0), one.err+two.err
     assert Run(tmp_path/'one').recipe==Run(tmp_path/'two').recipe and 'sks' in two.out
 
+@pytest.mark.parametrize('said, words', [(['--snapshots', -5], ['--snapshots is -5']), (['--seed', 2**64], [str(2**64), 'below 2**63']), (['--prior-weight', 'inf'], ['weight is inf']),
+    (['--lr', 'nan'], ['lr is nan']), (['--set', 'warmup=20'], ['constant_with_warmup']), (['--tracker', 'clearml'], ['pip install clearml'])], ids=lambda v: str(v[0]))
+def test_a_number_that_is_none_or_that_nothing_would_read_is_refused(here, tmp_path, said, words):
+    refusal(in_process('train', '--ref', here/'ref', '--prior', here/'aux', '--recipe', here/'cheap.json', '--out', tmp_path/'out', *said), *words)
+    assert not (tmp_path/'out').exists()
+
+def test_a_finished_run_goes_on_to_more_steps_and_draws_anew(here, tmp_path):
+    call = ['train', '--ref', here/'ref', '--prior', 'none', '--recipe', here/'cheap.json', '--out', tmp_path/'out']
+    assert in_process(*call).code==0
+    more = in_process(*call, '--steps', 3, '--resume')
+    run = Run(tmp_path/'out')
+    assert more.code==0 and 'begins anew at step 2' in more.err and run.done and run.recipe['steps']==3 and [*run.snapshots]==[2]
+    old, new = (ImageSet.from_folder(run.folder/n) for n in ('samples-000002','samples'))
+    assert len(old)==len(new)==8 and old.hash!=new.hash
+    refusal(in_process(*call, '--resume'), 'has done 3 steps', 'ask for more')
+    refusal(in_process('sample', tmp_path/'out', '--prompt', 'a dog', '--seed', 2**64, '--out', tmp_path/'drawn'), str(2**64), 'seed')
+    refusal(in_process('plan', '--base', tmp_path/'out', '--device', 'cpu'), 'is a run', 'styleboost export')
+
+STRANGE = [None, True, -1, 10**30, float('nan'), '', 'x', '\0', [], {}, [1], dict(name=3), [dict(role='style')]]
+
+@pytest.mark.parametrize('field', ['recipe','seed','recipe.method','recipe.lr','recipe.steps','recipe.token','recipe.base','recipe.bindings','recipe.bindings.0','recipe.bindings.1.weight','recipe.bindings.1.prompt','recipe.method.name','recipe.method.text_encoder'])
+def test_a_recipe_with_something_strange_in_it_is_a_sentence(here, trained, tmp_path, monkeypatch, field):
+    "What is strange and can be trained would be: the file is read, and all but the training is done."
+    from styleboost.training import loop
+    monkeypatch.setattr(loop, 'prepared', lambda *a, **kw: (_ for _ in ()).throw(StyleboostError('Enough.')))
+    for i,value in enumerate(STRANGE):
+        info = json.loads((trained.folder/'recipe.json').read_text())
+        *way, last = field.split('.')
+        inner = info
+        for k in way: inner = inner[int(k) if k.isdigit() else k]
+        inner[int(last) if last.isdigit() else last] = value
+        (tmp_path/'r.json').write_text(json.dumps(info))
+        done = in_process('train', '--ref', here/'ref', '--prior', here/'aux', '--recipe', tmp_path/'r.json', '--out', tmp_path/f'out{i}')
+        assert done.code in (1,2) and 'Traceback' not in done.err and done.err.strip().endswith('.'), (value, done.err[-600:])
+
 @pytest.mark.parametrize('command', ['train', 'compare'])
 def test_an_unknown_setting_lists_those_there_are(here, tmp_path, command):
     what = ['--ref', here/'ref'] if command=='train' else []
@@ -210,7 +247,7 @@ def test_score_spoils_no_file_that_it_did_not_write(here, drawn, tmp_path):
         done = in_process('score', drawn.folder, '--reference', here/'aux', '--out', mine)
         assert done.code==1 and 'was not written by `styleboost score`' in done.err and mine.read_text()==theirs
     done = in_process('score', drawn.folder, '--reference', here/'aux', '--out', mine/'below.json')
-    assert done.code==1 and 'cannot be made' in done.err and 'Traceback' not in done.err
+    assert done.code==1 and 'Not a directory' in done.err and 'Traceback' not in done.err
     for _ in range(2): assert in_process('score', drawn.folder, '--reference', here/'aux', '--out', tmp_path/'new'/'scores.json').code==0
     assert in_process('score', drawn.folder, '--reference', here/'aux', '--out', tmp_path).err.startswith(f'styleboost: {tmp_path} is a folder')
 
@@ -265,6 +302,65 @@ def test_every_kind_of_prior_trains(here, tmp_path, monkeypatch, word, sizes):
 def test_env_names_versions_devices_and_pools():
     done = in_process('env')
     assert done.code==0 and all(w in done.out for w in ('torch', 'cpu', 'openmoji', 'world:people', 'world:micah'))
+
+# screens
+
+@pytest.mark.parametrize('encoding, arrow', [('ascii', '^'), ('cp1252', '^'), ('utf-8', '↑')])
+def test_a_screen_that_lacks_a_letter_gets_a_question_mark(here, tmp_path, encoding, arrow):
+    ref, out = here/'ref', tmp_path/'画像'
+    if not (here/'絵').exists(): ImageSet.from_folder(ref).save(here/'絵')
+    done = in_process('train', '--ref', here/'絵', '--prior', 'none', '--recipe', here/'cheap.json', '--method', 'lora', '--out', out, encoding=encoding)
+    assert done.code==0 and Run(out).done, done.err
+    assert ('3 pictures, ?' if encoding!='utf-8' else '3 pictures, 絵') in done.out
+    scored = in_process('score', out, '--reference', here/'aux', '--out', tmp_path/'scores.json', encoding=encoding)
+    assert scored.code==0 and arrow in scored.out, scored.err+scored.out
+
+def test_a_name_does_not_steer_the_terminal(tmp_path, here):
+    folder = tmp_path/'\x1b[2Jart :fire:'
+    ImageSet.from_folder(here/'ref').save(folder)
+    (folder/'\x1b]0;mine\x07.txt').write_text('words')
+    done = in_process('train', '--ref', folder, '--prior', 'none', '--recipe', here/'cheap.json', '--method', 'lora', '--out', tmp_path/'\x1b[31mrun')
+    lost = in_process('sample', tmp_path/'\x1b[32m', '--prompt', 'a', '--out', tmp_path/'out')
+    assert done.code==0 and lost.code==1
+    for text in (done.out, done.err, lost.err): assert '\\x1b' in text and not re.search('[\x07\x1b]', text.replace('\x1b[A', ''))
+    assert 'art :fire:' in done.out
+
+# disks
+
+@pytest.mark.parametrize('call', ['train --ref {here}/ref --prior none', 'train --ref {here}/ref --prior none --out {tmp}/run --latents', 'sample tiny --prompt cat', 'export {here}/run',
+    'export {here}/run --to single-file', 'suggest --ref {here}/ref --pool world:micah', 'score {here}/ref --reference {here}/aux', 'compare --prior none', 'demo --quick'])
+@pytest.mark.parametrize('place, words', [('/proc/no/out', 'choose another place'), ('{tmp}/'+'é'*130, 'choose a shorter name'), ('{tmp}/file/out', 'Not a directory')])
+def test_a_place_that_cannot_be_written_is_refused_before_the_work(here, trained, tmp_path, monkeypatch, call, place, words):
+    for room,work in (('training.loop','prepared'), ('bases.sampling','_draw'), ('judging.metrics','score'), ('judging.suggest','suggest')):
+        monkeypatch.setattr(f'styleboost.{room}.{work}', lambda *a, **kw: pytest.fail('the work was begun'))
+    (tmp_path/'file').write_text('1')
+    if not place.endswith('.safetensors') and 'single-file' in call: place += '.safetensors'
+    fill = lambda text: text.format(here=here, tmp=tmp_path)
+    out = [] if call.endswith('--latents') else ['--out']
+    refusal(in_process(*[fill(w) for w in call.split()], *out, fill(place)), words, codes=(1,))
+    assert [f.name for f in tmp_path.iterdir()]==['file']
+
+@pytest.fixture
+def small_disk():
+    "A disk that takes files of 60 kB: what is larger fails half-way, as on a full one."
+    resource = pytest.importorskip('resource')
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    @contextlib.contextmanager
+    def small():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (60_000, hard))
+        try: yield
+        finally: resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    return small
+
+def test_a_disk_that_becomes_full_costs_nothing_that_was_there(here, trained, tmp_path, small_disk):
+    call = ['train', '--ref', here/'ref', '--prior', 'none', '--recipe', here/'cheap.json', '--method', 'lora', '--steps', 3, '--checkpoint', 1, '--out']
+    with small_disk(): refusal(in_process(*call, tmp_path/'run'), 'weights', 'make room on that disk')
+    assert in_process(*call, tmp_path/'run', '--resume').code==0 and in_process(*call, tmp_path/'straight').code==0
+    assert Run(tmp_path/'run').weights.read_bytes()==Run(tmp_path/'straight').weights.read_bytes()
+    before = sorted(tmp_path.rglob('*'))
+    for more in ([tmp_path/'model'], [tmp_path/'model', '--to', 'lora'], [tmp_path/'one.safetensors', '--to', 'lora']):
+        with small_disk(): refusal(in_process('export', tmp_path/'run', '--no-pictures', '--out', *more), more[0], 'make room on that disk')
+        assert sorted(tmp_path.rglob('*'))==before
 
 # wrong calls
 

@@ -1,11 +1,13 @@
 "What every room uses: one sentence for what goes wrong, and files that are whole or not there."
-import json, logging, os, subprocess, sys
+import contextlib, io, json, logging, os, subprocess, sys, time
+from contextlib import redirect_stderr
 from pathlib import Path
 
 import pytest, torch
 
 from styleboost.core import (
-    StyleboostError, first_line, new_folder, note, quiet, read_tensors, save_tensors, whole, write_whole)
+    LOCK, StyleboostError, alone, clear_parts, disk_error, first_line, new_folder, note, on_disk, printable, progress_bar, quiet,
+    read_tensors, save_tensors, whole, writable, write_whole)
 
 ROOT = Path(__file__).resolve().parents[1]
 names = lambda folder: sorted(p.name for p in folder.iterdir())
@@ -87,6 +89,77 @@ def test_tensors_are_whole_and_a_damaged_file_is_named(tmp_path, refused):
     file.write_bytes(file.read_bytes()[:30])
     with refused(file, 'damaged'): read_tensors(file)
 
+@pytest.mark.skipif(os.name=='nt', reason='Windows has no handle for a folder')
+def test_the_disk_has_the_contents_before_the_name_and_the_name_before_we_go_on(tmp_path, monkeypatch):
+    done = []
+    def synced(handle, real=os.fsync): done.append(Path(os.readlink(f'/proc/self/fd/{handle}')).name); real(handle)
+    def renamed(part, path, real=os.replace): done.append(f'{part.name} -> {path.name}'); real(part, path)
+    monkeypatch.setattr(os, 'fsync', synced); monkeypatch.setattr(os, 'replace', renamed)
+    with whole(tmp_path/'run') as part: (part/'in').mkdir(parents=True); (part/'in'/'a').write_text('1')
+    p = part.name
+    assert sorted(done[:3])==sorted([p, 'in', 'a']) and done[3:]==[f'{p} -> run', tmp_path.name]
+
+def test_a_disk_that_is_full_when_told_to_keep_it_leaves_the_old_file(tmp_path, monkeypatch):
+    (tmp_path/'a').write_text('old')
+    def full(handle): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(os, 'fsync', full)
+    with pytest.raises(OSError): write_whole({tmp_path/'a': 'new'})
+    assert names(tmp_path)==['a'] and (tmp_path/'a').read_text()=='old'
+
+def test_what_killed_processes_had_begun_is_cleared_and_nothing_else(tmp_path):
+    keep = ['.hidden', '.part', 'a.12.part', '.mine.part', '.gitignore']
+    for n in ['.tuned.12.part.safetensors', '.log.99.part.jsonl', *keep]: (tmp_path/n).write_text('1')
+    (tmp_path/'checkpoints'/'.step-000020.7.part').mkdir(parents=True)
+    clear_parts(tmp_path)
+    assert names(tmp_path)==sorted([*keep, 'checkpoints']) and names(tmp_path/'checkpoints')==[]
+
+# one at a time
+
+def test_a_folder_is_for_one_at_a_time_and_the_lock_ends_with_its_process(tmp_path, refused):
+    hold = 'import sys; from styleboost.core import alone\nwith alone(sys.argv[1]): print("held", flush=True); sys.stdin.read()'
+    other = subprocess.Popen([sys.executable, '-c', hold, tmp_path/'a'/'run'], cwd=ROOT, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    assert other.stdout.readline()=='held\n'
+    with refused('Another process is at work', tmp_path/'a'/'run'), alone(tmp_path/'a'/'run'): pass
+    other.kill(); other.wait()
+    assert names(tmp_path/'a'/'run')==[LOCK] and new_folder(tmp_path/'a'/'run')          # a file that is left locks nothing
+    with alone(tmp_path/'a'/'run'): assert names(tmp_path/'a'/'run')==[LOCK]
+    assert names(tmp_path/'a'/'run')==[]
+
+def test_a_folder_into_which_nothing_was_put_goes_again(tmp_path):
+    with pytest.raises(KeyError), alone(tmp_path/'a'/'b'): raise KeyError
+    assert names(tmp_path)==[]
+    with alone(tmp_path/'a'/'b'): (tmp_path/'a'/'b'/'work').write_text('1')
+    assert names(tmp_path/'a'/'b')==['work']
+
+def test_a_file_is_nobodys_folder(tmp_path, refused):
+    (tmp_path/'a').write_text('1')
+    with refused('is a file'), alone(tmp_path/'a'): pass
+
+# how far it is
+
+def lines_of(work):
+    with redirect_stderr(io.StringIO()) as told: work()
+    return told.getvalue()
+
+def test_where_nobody_watches_progress_is_a_line_now_and_then(monkeypatch):
+    now = [0.]
+    monkeypatch.setattr(time, 'monotonic', lambda: now[0])
+    def work():
+        with progress_bar(total=1000, desc='training', unit='step') as bar:
+            for _ in range(1000): now[0] += .1; time.sleep(.0002); bar.update(); bar.set_postfix(loss='0.1')
+    lines = lines_of(work).splitlines()
+    assert 3<=len(lines)<=5 and all(l.startswith('training: ') and '\r' not in l and len(l)<80 for l in lines)
+    assert lines[-1].startswith('training: 100% 1000/1000') and 'loss=0.1' in lines[-1]
+
+def test_a_bar_that_is_not_to_stay_or_not_to_show_says_nothing():
+    assert lines_of(lambda: list(progress_bar(range(9), leave=False)))==''
+    assert lines_of(lambda: list(progress_bar(range(9), disable=True)))==''
+
+def test_work_goes_on_when_nobody_reads_any_more():
+    class Gone(io.StringIO):
+        def write(self, text): raise BrokenPipeError
+    with redirect_stderr(Gone()): assert list(progress_bar(range(9)))==list(range(9))
+
 # folders and sentences
 
 def test_new_work_gets_an_empty_folder_or_none(tmp_path, refused):
@@ -95,6 +168,28 @@ def test_new_work_gets_an_empty_folder_or_none(tmp_path, refused):
     (tmp_path/'file').write_text('1')
     with refused(tmp_path, 'not empty'): new_folder(tmp_path)
     with refused('file', 'is a file'): new_folder(tmp_path/'file')
+
+@pytest.mark.parametrize('text, want', [('画像 é\t1\n', '画像 é\t1\n'), ('\x1b[31m', '\\x1b[31m'), ('a\rb\x9bc\x7f', 'a\\rb\\x9bc\\x7f'), ('\u202egnp.exe', '\\u202egnp.exe'), ('\udcff', '\\udcff'), ('\u2028', '\\u2028')])
+def test_what_steers_a_terminal_is_written_out(text, want, said):
+    assert printable(text)==want and str(StyleboostError(text))==want
+    note(text); assert said()==[want]
+
+@pytest.mark.parametrize('place, words', [('new/scores.json', ''), ('x'*255, 'shorter name'), ('é'*125, 'shorter name'), ('x'*100, ''), ('/'.join('x'*200 for _ in range(30)), 'shorter name'), ('file/below', 'Not a directory'), ('file', '')])
+def test_a_place_is_tried_and_nothing_stays(tmp_path, refused, place, words):
+    (tmp_path/'file').write_text('1')
+    with refused(words, tmp_path) if words else contextlib.nullcontext(): assert writable(tmp_path/place)==tmp_path/place
+    assert names(tmp_path)==['file']
+
+@pytest.mark.skipif(not Path('/proc').exists(), reason='no disk here refuses the superuser')
+def test_a_place_that_refuses_everybody_is_refused(refused):
+    for make in (True, False):
+        with refused('/proc/run', 'choose another place'): new_folder('/proc/run', make)
+
+def test_a_disks_refusal_says_the_file_and_the_remedy(tmp_path, refused):
+    with refused('log.jsonl', 'No space left', 'make room'), on_disk('log.jsonl'): raise OSError(28, 'No space left on device')
+    with refused('a.safetensors', 'Permission denied', 'may write to'), on_disk('a.safetensors'): raise RuntimeError('I/O error: Permission denied (os error 13)')
+    with pytest.raises(KeyError), on_disk('a'): raise KeyError('mine')
+    assert str(disk_error(OSError('odd')))=='A file cannot be used (odd); choose another place.'
 
 def test_one_process_speaks_for_all(said, monkeypatch):
     note('first'); monkeypatch.setenv('RANK', '1'); note('second')

@@ -410,7 +410,7 @@ def test_saving_over_a_file_is_refused(folder, ref, refused):
 def test_a_set_that_cannot_be_saved_whole_leaves_nothing_behind(folder, ref, tmp_path, refused):
     gone = ImageSet([*ref, *ImageSet.from_folder(folder)]); (folder/'good.png').unlink()
     with refused('good.png'): gone.save(tmp_path/'copy')
-    assert {p.name: state(p) for p in tmp_path.iterdir()}=={'pictures': {}, 'copy': {}}
+    assert {p.name: state(p) for p in tmp_path.iterdir()}=={'pictures': {}}
 
 def test_saved_and_read_again_a_set_is_the_same(folder, tmp_path):
     for i in range(12): (folder/f'{i}.jpg').write_bytes(encoded(kind='JPEG', quality=30+i)); (folder/f'{i}.txt').write_text(f'no. {i}')
@@ -426,3 +426,16 @@ def test_a_draw_gives_different_pictures_and_the_same_ones_again(aux):
 @pytest.mark.parametrize('k', [5, -1])
 def test_a_draw_of_more_than_there_are_or_less_than_none_is_refused(aux, refused, k):
     with refused('aux', k): aux.sample(k)
+
+def test_a_name_that_is_long_in_bytes_is_cut_at_a_character_and_said(tmp_path, picture, said):
+    "248 letters and a number before them are one name too long; so are 120 letters of two bytes."
+    long = [replace(picture('x'*248), path=None), replace(picture('é'*125), path=None), picture('short')]
+    back = ImageSet.from_folder(ImageSet(long).save(tmp_path/'copy'))
+    assert [p.name for p in back]==['0000-'+'x'*246+'.png', '0001-'+'é'*123+'.png', '0002-short.png'] and back.captions==[p.caption for p in long]
+    assert sum('255 bytes' in m for m in said())==2
+
+def test_a_folder_that_cannot_be_saved_leaves_nothing(tmp_path, picture, refused, monkeypatch):
+    def full(self, data): raise OSError(28, 'No space left on device')
+    monkeypatch.setattr(Path, 'write_bytes', full)
+    with refused(tmp_path/'new'/'copy', 'No space left', 'make room'): ImageSet([picture('a')]).save(tmp_path/'new'/'copy')
+    assert [p.name for p in tmp_path.iterdir()]==['new'] and list((tmp_path/'new').iterdir())==[]

@@ -65,7 +65,7 @@ def test_a_run_goes_on(go, kind):
 def test_another_recipe_is_refused_as_ever(go, quick, base, refused):
     half = go('half', 'lora', watch=lambda line: line['step']==2)
     age(half.folder)
-    with refused('differs in method;'): train(quick(steps=4, checkpoint=2, method='lora', rank=8), half.folder, base=base, resume=True, progress=False, device='cpu')
+    with refused('method.rank was 4 and is 8'): train(quick(steps=4, checkpoint=2, method='lora', rank=8), half.folder, base=base, resume=True, progress=False, device='cpu')
 
 def test_a_run_that_went_on_with_other_levers_still_does(go, quick, base):
     half = go('half', 'oft', watch=lambda line: line['step']==2)

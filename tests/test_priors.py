@@ -1,6 +1,7 @@
 "Generated priors: drawn only when asked, kept under what they depend on, and never half there."
 import hashlib, json
 from dataclasses import replace
+from pathlib import Path
 
 import diffusers, pytest, torch
 from PIL import Image
@@ -55,6 +56,12 @@ def test_a_base_by_another_name_shares_its_pictures(base, drawn, tmp_path):
 def test_the_cache_is_where_the_environment_says(base, drawn, tmp_path, monkeypatch):
     monkeypatch.setenv('STYLEBOOST_CACHE', str(tmp_path/'here'))
     assert cache_folder()==tmp_path/'here' and all(p.path.is_relative_to(tmp_path/'here') for p in generated(base, ORDER))
+
+@pytest.mark.skipif(not Path('/proc').exists(), reason='no disk here refuses the superuser')
+def test_a_cache_that_cannot_be_written_is_refused_before_the_drawing(base, drawn, monkeypatch, refused):
+    monkeypatch.delenv('STYLEBOOST_CACHE'); monkeypatch.setenv('HOME', '/proc')
+    with refused('/proc/.cache/styleboost', 'choose another place'): generated(base, ORDER)
+    assert drawn==[]
 
 def test_the_manifest_says_what_was_drawn_by_what(base, drawn, tmp_path):
     found = generated(base, ORDER, tmp_path)

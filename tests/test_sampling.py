@@ -123,6 +123,22 @@ def test_raw_prompts_are_taken_literally(base, asked):
     sample(replace(base, method=Full(words=('zwx',))), ['a dog'], steps=1, guidance=1, raw=True)
     assert asked==[['a dog']]
 
+def test_the_styles_words_are_said_once(base, asked, said):
+    "A prompt that holds them stays as it was typed; the word alone, or within another, is not them."
+    tuned, typed = replace(base, method=Full(words=('zwx',))), 'a drawing in zwx style of a dog'
+    sample(tuned, [typed, 'a zwx cat', 'azwx style'], steps=1, guidance=1)
+    assert asked[0]==[typed, 'a photo of zwx style, a zwx cat', 'a photo of zwx style, azwx style']
+    assert [m for m in said() if 'already' in m]==[f'The prompt "{typed}" asks for the style already, so nothing is put before it.']
+    sample(tuned, typed, steps=1, raw=True)
+    assert len([m for m in said() if 'already' in m])==1
+
+@pytest.mark.parametrize('prompt, sign', [('a (red hair:1.2) cook', '(red hair:1.2)'), ('((red)) cook', '((red))'), ('a cook BREAK a dog', 'BREAK'), ('a cook <lora:ink:0.8>', '<lora:ink:0.8>'), ('a cook (brown), 16:9, a daily break', None)])
+@pytest.mark.parametrize('where', ['prompt', 'negative'])
+def test_signs_of_other_programs_are_read_to_the_letter_and_that_is_said(base, said, prompt, sign, where):
+    sample(base, [prompt if where=='prompt' else 'a dog']*2, steps=1, negative=prompt if where=='negative' else None)
+    told = [m for m in said() if 'to the letter' in m]
+    assert len(told)==bool(sign) and all(repr(sign) in m for m in told)
+
 def test_an_untouched_base_is_asked_as_it_is(base, asked):
     sample(base, ['a dog'], steps=1, guidance=1)
     assert asked==[['a dog']]

@@ -1,10 +1,12 @@
 "Studies: nothing is drawn twice, nothing is lost, nothing is mixed, and what is reported chose nothing."
-import copy, json, os, re, shutil, signal, subprocess, sys, time
+import copy, json, math, os, re, shutil, signal, subprocess, sys, time
 from dataclasses import replace
 from types import SimpleNamespace
 
 import pandas as pd, pytest, torch
+from hypothesis import given, settings, strategies as st
 
+from styleboost.core import StyleboostError
 from styleboost.studies import arms, cells, study as rooms
 from styleboost.pictures import images
 from styleboost.studies.style import Style, own_style
@@ -211,6 +213,20 @@ def test_a_folder_belongs_to_one_process(straight, make, tmp_path, refused):
     other.kill(); other.wait()
     assert len(make(folder).run(progress=False).done)==4                                     # a lock ends with its process
 
+@pytest.mark.parametrize('nth', [1, 2])
+def test_a_study_that_is_moved_while_it_runs_begins_no_other_in_its_place(straight, make, tmp_path, monkeypatch, refused, nth):
+    at, there, count = tmp_path/'s', tmp_path/'there', []
+    with monkeypatch.context() as m:
+        def moves(*a, real=arms.train, **kw):
+            run = real(*a, **kw)
+            count.append(0)
+            if len(count)==nth: at.rename(there)
+            return run
+        m.setattr(arms, 'train', moves)
+        with refused(at, 'is gone from here', 'put it back'): make(at).run(progress=False)
+    assert len(count)==nth and not at.exists()
+    same(make(there).run(progress=False), straight)
+
 def test_what_another_process_added_is_not_forgotten(straight, make, tmp_path):
     folder = shutil.copytree(straight.folder, tmp_path/'s')
     before = make(folder)
@@ -264,6 +280,82 @@ def test_a_folder_with_something_else_is_left_alone(make, tmp_path, refused):
     with refused('is no study'): Study.open(tmp_path)
     (tmp_path/'study.json').write_text('{"version":')
     with refused('cannot be read'): Study.open(tmp_path)
+
+# files that somebody changed
+
+@pytest.fixture(scope='module')
+def mutable(straight, tmp_path_factory):
+    "A copy of a study that runs nothing, and gets its files back after each mutation."
+    return shutil.copytree(straight.folder, tmp_path_factory.mktemp('mutable')/'s')
+
+THINGS = [None, True, False, 0, 1, -1, 10**400, 2**64, 1e308, -1e308, math.inf, math.nan, '', 'kid', 'x', '../..', '\ud800', '\x1b[2J', [], [[]], {}, {'': 0}, [None], 'aux', 'base']
+
+def places(value, at=()):
+    "Every place in plain data, that of all of it included."
+    yield at
+    parts = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    for k,v in parts: yield from places(v, (*at, k))
+
+def mutated(value, at, how, thing):
+    "The data with one place replaced, removed, doubled or renamed."
+    if not at: return thing
+    value = copy.deepcopy(value); parent = value
+    for k in at[:-1]: parent = parent[k]
+    if how=='replace': parent[at[-1]] = thing
+    elif how=='remove': del parent[at[-1]]
+    elif isinstance(parent, list): parent.append(parent[at[-1]])
+    else: parent[str(thing)] = parent.pop(at[-1])
+    return value
+
+LOOKS = dict(open=lambda s: repr(s), table=lambda s: s.table(), chosen=lambda s: (s.chosen, s.failed, s.prompts()), compare=lambda s: s.compare('style'), report=lambda s: s.report())
+
+@settings(max_examples=100)
+@given(st.data())
+@pytest.mark.filterwarnings('ignore')
+def test_a_changed_file_ends_in_a_sentence_or_a_table(mutable, data):
+    file = mutable/data.draw(st.sampled_from(['study.json', 'base/scores.json', 'runs/aux/seed-0/scores.json', 'runs/none/seed-1/scores.json']))
+    was = file.read_bytes()
+    held = json.loads(was)
+    at = data.draw(st.sampled_from(list(places(held))))
+    if data.draw(st.integers(0, 5)): new = json.dumps(mutated(held, at, data.draw(st.sampled_from(['replace','remove','double'])), data.draw(st.sampled_from(THINGS)))).encode()
+    else:                                                                         # a byte is another, or the end is missing
+        i = data.draw(st.integers(0, len(was)-1))
+        new = was[:i]+data.draw(st.sampled_from([b'', bytes([data.draw(st.integers(0, 255))])+was[i+1:], b'['*10**5]))
+    file.write_bytes(new)
+    try:
+        for look in LOOKS.values():
+            try: look(Results(mutable))
+            except StyleboostError as e: assert '\n' not in str(e) and str(e).endswith('.')
+    finally: file.write_bytes(was)
+
+@pytest.mark.parametrize('where, new, words', [
+    (('arms',), {'../../../etc': {}}, 'cannot be the name of an arm'), (('arms','none'), 3, 'arms.none is 3'), (('seeds',0), 10**400, 'cannot be read'), (('seeds',), [], 'no seeds'),
+    (('steps',1), '2', 'steps[1] is "2"'), (('choose',), 'beauty', 'not measured here'), (('sampler','guidance'), None, 'sampler.guidance is null'), (('style','test',0,'people'), 'yes', 'style.test[0].people')])
+def test_what_a_study_says_wrongly_is_named(straight, tmp_path, refused, where, new, words):
+    (tmp_path/'study.json').write_text(json.dumps(mutated(straight.info, where, 'replace', new)))
+    with refused(tmp_path, words): Results(tmp_path)
+
+def test_a_strangers_study_reads_nothing_outside_its_folder(straight, tmp_path, picture, refused):
+    folder, mine = shutil.copytree(straight.folder, tmp_path/'s'), tmp_path/'mine.png'
+    mine.write_bytes(picture('private').bytes())
+    step = straight.chosen['aux']
+    rows = folder/'runs'/'aux'/'seed-0'/'samples'/f'test-{step:06d}'/'metadata.jsonl'
+    lines = rows.read_text().splitlines()
+    for name in (str(mine), '../'*6+'mine.png'):
+        rows.write_text('\n'.join([json.dumps(dict(json.loads(lines[0]), file_name=name)), *lines[1:]])+'\n')
+        with refused('metadata.jsonl', 'no name of a file in the folder'): Results(folder).images('aux', 0, step)
+    for at in (folder/'sets'/'ref'/'0.png', folder/'runs'/'aux'/'seed-1.failed', folder/'more'):
+        at.symlink_to(tmp_path if at.name=='more' else mine)
+        with refused('leads out of the study', at.name): Results(folder)
+        at.unlink()
+    (folder/'again').symlink_to(folder/'runs')                                   # within it is its own affair
+    assert Results(folder).done
+
+def test_a_pipe_in_place_of_a_file_keeps_nobody_waiting(straight, tmp_path, refused):
+    folder = shutil.copytree(straight.folder, tmp_path/'s')
+    file = folder/'runs'/'aux'/'seed-0'/'scores.json'
+    file.unlink(); os.mkfifo(file)
+    with refused('scores.json', 'it is no file'): Results(folder).table()
 
 # what it is about
 

@@ -1,5 +1,5 @@
 "A study on a Ray cluster of two workers, one of which is killed, is the study that ran here."
-import os, signal, threading, time
+import os, signal, subprocess, sys, threading, time
 from pathlib import Path
 
 import pandas as pd, pytest
@@ -69,6 +69,35 @@ def test_a_job_that_fails_or_speaks_is_heard(two_workers, said):
 
 def test_what_a_cluster_does_not_have_is_refused(two_workers, refused):
     with refused('asks for 0.5 GPUs'): list(on_ray(print, [(1,)], gpus=.5))
+
+LOST = """
+import sys, threading, time
+from pathlib import Path
+import ray
+from ray.cluster_utils import Cluster
+from styleboost.studies.jobs import on_ray
+where = Path(sys.argv[1]); where.touch()
+cluster = Cluster(initialize_head=True, head_node_args=dict(num_cpus=1, include_dashboard=False, object_store_memory=10**8))
+other = cluster.add_node(num_cpus=1, object_store_memory=10**8)
+ray.init(address=cluster.address, log_to_driver=False)
+def work(n):
+    import time, ray
+    with where.open('a') as f: f.write(f'{n} {ray.get_runtime_context().get_node_id()}\\n')
+    if len(where.read_text().split())<6: time.sleep(6)
+def kill():
+    while len(where.read_text().split())<4: time.sleep(.05)
+    cluster.remove_node(other, allow_graceful=False)
+threading.Thread(target=kill, daemon=True).start()
+for job,sentence,_ in on_ray(work, [(1,),(2,)], retries=2): print('ended', job[0], repr(sentence), flush=True)
+ray.shutdown(); cluster.shutdown()
+"""
+
+def test_a_machine_that_is_lost_gives_its_job_to_another(tmp_path):
+    "Ray is killed on one of two machines while both work; in a process of its own, since Ray ends one whose machine it loses."
+    done = subprocess.run([sys.executable, '-c', LOST, tmp_path/'where'], capture_output=True, text=True, timeout=300, env=dict(os.environ, RAY_USAGE_STATS_ENABLED='0'))
+    assert sorted(l for l in done.stdout.splitlines() if l.startswith('ended'))==["ended 1 ''", "ended 2 ''"], done.stderr[-2000:]
+    began = [l.split() for l in (tmp_path/'where').read_text().splitlines()]
+    assert len(began)==3 and len({node for _,node in began[:2]})==2 and began[2][0] in (began[0][0], began[1][0])
 
 def test_without_ray_one_sentence(monkeypatch, refused):
     import sys

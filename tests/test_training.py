@@ -1,5 +1,5 @@
 "The loop: nothing is lost, nothing is silent, the same recipe and seed give the same run, and only what is named moves."
-import functools, hashlib, json, os, signal, subprocess, sys, time
+import functools, gc, hashlib, json, os, signal, subprocess, sys, threading, time
 from dataclasses import replace
 
 import diffusers, pytest, safetensors.torch, torch
@@ -8,7 +8,7 @@ from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
 from styleboost.training import loop, trainer
-from styleboost.bases.load import load_base
+from styleboost.bases.load import blank, load_base
 from styleboost.pictures.images import ImageSet, png
 from styleboost.core import StyleboostError
 from styleboost.training.recipes import Binding, Generated, no_prior, with_prior
@@ -73,6 +73,25 @@ def resumed_is_straight(straight, go, quick, **kw):
 def test_interrupted_and_resumed_is_uninterrupted(straight, go, quick, said, step):
     with pytest.raises(KeyboardInterrupt): go(quick(steps=4, checkpoint=2), watch=raiser(KeyboardInterrupt, step))
     assert any(f'{step} of 4' in m for m in said())
+    resumed_is_straight(straight, go, quick)
+
+@pytest.mark.parametrize('name', ['SIGTERM', 'SIGHUP'])
+def test_ended_by_a_batch_system_or_a_closed_terminal_it_keeps_a_checkpoint(straight, go, quick, said, name):
+    number = getattr(signal, name)
+    def twice(line):
+        if line['step']==3: signal.raise_signal(number); signal.raise_signal(number)       # the shell says it again
+    with pytest.raises(SystemExit) as e: go(quick(steps=4, checkpoint=2), watch=twice)
+    assert e.value.code==128+number and signal.getsignal(number)==signal.SIG_DFL and any('3 of 4' in m for m in said())
+    resumed_is_straight(straight, go, quick)
+
+def test_a_signal_that_was_to_be_ignored_still_is(straight, go, quick, monkeypatch):
+    was = signal.signal(signal.SIGHUP, signal.SIG_IGN)                                       # as nohup does
+    try: assert tuned(go(quick(steps=4, checkpoint=2), watch=lambda line: signal.raise_signal(signal.SIGHUP)))==tuned(straight)
+    finally: signal.signal(signal.SIGHUP, was)
+
+def test_a_watcher_that_fails_costs_nothing(straight, go, quick, tmp_path):
+    with pytest.raises(ZeroDivisionError, match='mine'): go(quick(steps=4, checkpoint=2), watch=raiser(ZeroDivisionError('mine'), 3))
+    assert Run(tmp_path/'run').kept==3
     resumed_is_straight(straight, go, quick)
 
 @pytest.mark.parametrize('step', [1, 2, 3])
@@ -189,6 +208,60 @@ def test_pictures_that_change_while_a_training_begins_are_not_trained_on(go, qui
     monkeypatch.setattr(loop, 'prepared', late)
     with refused(found[1].path, 'has changed'): go(quick(ref=found))
 
+def test_the_older_checkpoint_goes_when_the_disk_has_the_newer(go, quick, monkeypatch):
+    done = []
+    def removed(path, *args, real=loop.shutil.rmtree, **kw): done.append(f'-{path.name}'); real(path, *args, **kw)
+    def renamed(part, path, real=os.replace): done.append(f'+{path.name}'); real(part, path)
+    def synced(handle, real=os.fsync): done.append(f'={os.path.basename(os.readlink(f"/proc/self/fd/{handle}"))}'); real(handle)
+    for module,name,f in ((loop.shutil,'rmtree',removed), (os,'replace',renamed), (os,'fsync',synced)): monkeypatch.setattr(module, name, f)
+    go(quick(steps=3, checkpoint=1))
+    new, old = done.index('+step-000002'), done.index('-step-000001')
+    assert new<old and '=checkpoints' in done[new:old] and '=log.jsonl' in done[:new]
+    end, old = done.index('+tuned.safetensors'), done.index('-checkpoints')
+    assert end<old and '=weights' in done[end:old]
+
+def test_a_clock_that_is_set_back_is_not_seen(go, quick, monkeypatch):
+    past = iter(range(10**9, 0, -1000))
+    monkeypatch.setattr(time, 'time', lambda: float(next(past)))
+    seconds = [line['seconds'] for line in go(quick(steps=3)).log]
+    assert 0<=seconds[0]<=seconds[1]<=seconds[2]<600
+
+# one writer, and many trainings
+
+def test_a_second_training_of_a_folder_is_sent_away_from_the_first_moment_on(go, quick, base, refused, tmp_path, monkeypatch):
+    def second(*args, **kw):
+        for resume in (True, False):
+            with refused('Another process is at work', tmp_path/'run'): go(quick(), resume=resume)
+        seen.append(1); return base.own()
+    seen = []
+    monkeypatch.setattr(loop, 'load_base', second)                                           # before anything is loaded
+    go(quick(), base=None, watch=lambda line: second() and None)
+    assert len(seen)==3 and not (tmp_path/'run'/'.lock').exists()
+
+def test_training_in_a_thread_is_training(straight, go, quick):
+    runs = []
+    t = threading.Thread(target=lambda: runs.append(go(quick(steps=4, checkpoint=2))))
+    t.start(); t.join()
+    assert tuned(runs[0])==tuned(straight)
+
+def test_two_trainings_at_once_are_each_its_own(go, quick):
+    "What a LoRA starts as is drawn by torch's own chance, which threads share."
+    recipe, made = quick(None, steps=2, resolution=32, method='lora', rank=4), {}
+    ts = [threading.Thread(target=lambda n=n: made.update({n: go(recipe, f'at-once{n}', seed=n)})) for n in (0,1)]
+    for t in ts: t.start()
+    for t in ts: t.join()
+    assert [tuned(made[n]) for n in (0,1)]==[tuned(go(recipe, f'alone{n}', seed=n)) for n in (0,1)]
+
+def test_many_trainings_in_one_process_leave_nothing_behind(go, quick, tmp_path):
+    def left():
+        gc.collect()
+        return len(os.listdir('/proc/self/fd')), threading.active_count(), sum(isinstance(o, torch.Tensor) for o in gc.get_objects())
+    recipe = quick(None, steps=1, resolution=32)
+    for i in range(2): go(recipe, f'warm{i}')
+    before = left()
+    for i in range(4): go(recipe, f'run{i}')
+    assert left()==before
+
 # only what is named moves
 
 def test_the_base_that_was_given_is_unchanged(go, quick, base):
@@ -230,6 +303,11 @@ def test_tensorboard_gets_its_events(go, quick, tmp_path):
 
 def test_an_unknown_tracker_is_refused(go, quick, refused):
     with refused('nonsense'): go(quick(), trackers=['nonsense'])
+
+def test_a_tracker_whose_package_is_missing_is_refused_by_its_name(go, quick, refused, tmp_path, monkeypatch):
+    monkeypatch.setattr(trainer, 'get_available_trackers', lambda: [])
+    with refused('wandb', 'pip install wandb'): go(quick(), trackers='wandb')
+    assert not (tmp_path/'run').exists()
 
 # pictures
 
@@ -313,9 +391,10 @@ def test_a_run_that_goes_on_with_other_levers_says_so(base, quick, tmp_path, cap
     assert run.info['resumed']==[dict(accumulate=2), dict(accumulate=1)] and run.recipe['accumulate']==1
     assert [r['step'] for r in run.log]==[1,2,3,4] and caplog.text.count('another setting of accumulate')==2
 
-@pytest.mark.parametrize('word, change, seed', [('lr', dict(lr=1e-4), 0), ('min_snr', dict(min_snr=5.), 0), ('bindings', dict(weight=.5), 0), ('seed', {}, 1)])
-def test_resuming_as_another_run_names_the_difference(straight, base, quick, refused, word, change, seed):
-    with refused(straight.folder, f'differs in {word};'): train(quick(steps=4, checkpoint=2, **change), straight.folder, seed, base, resume=True, progress=False)
+@pytest.mark.parametrize('words, change, seed', [('min_snr was null and is 5.0', dict(min_snr=5.), 0), ('prior: the weight was 1.0 and is 0.5', dict(weight=.5), 0),
+    ('method.text_encoder was true and is false', dict(text_encoder=False), 0), ('seed was 0 and is 1', {}, 1)])
+def test_resuming_as_another_run_names_the_difference(straight, base, quick, refused, words, change, seed):
+    with refused(straight.folder, words): train(quick(steps=4, checkpoint=2, **change), straight.folder, seed, base, resume=True, progress=False)
 
 def test_an_unfinished_run_is_no_model_and_says_how_to_finish(go, quick, refused):
     run = go(quick(), watch=lambda line: True)
@@ -362,7 +441,55 @@ def test_a_rate_that_is_far_too_large_ends_in_a_refusal_not_in_a_finished_run(go
     with refused('learning rate'): go(quick(lr=1e30, steps=4, grad_clip=None))
     assert not Run(tmp_path/'run').done
 
+def spoilt_at(step, value, monkeypatch):
+    "The update of a step makes a weight of a value, which its loss cannot have seen."
+    count, real = [], torch.optim.AdamW.step
+    @functools.wraps(real)
+    def spoil(self, *args, **kw):
+        out = real(self, *args, **kw); count.append(0)
+        if len(count)==step: p = self.param_groups[0]['params'][0]; p.data[(0,)*p.dim()] = value
+        return out
+    monkeypatch.setattr(torch.optim.AdamW, 'step', spoil)
+
+@pytest.mark.parametrize('value', [float('inf'), float('nan')])
+@pytest.mark.parametrize('step, kept', [(4, 2), (2, 0)])
+def test_weights_that_are_not_finite_are_never_kept(go, quick, refused, tmp_path, monkeypatch, step, kept, value):
+    spoilt_at(step, value, monkeypatch)
+    words = f'checkpoint of step {kept} is kept' if kept else 'no checkpoint before'
+    with refused(f'not finite after step {step}', words): go(quick(steps=4, checkpoint=2), every=100)
+    run = Run(tmp_path/'run')
+    assert run.kept==kept and not run.done and not list(run.folder.rglob('.*.part*'))
+
+def test_the_advice_works(go, quick, refused, tmp_path, monkeypatch, said):
+    "A smaller learning rate goes on from the checkpoint that is kept, and the folder says from where."
+    with monkeypatch.context() as m:
+        spoilt_at(4, float('nan'), m)
+        with refused('not finite after step 4', 'Resume the run with a smaller learning rate than 0.001'): go(quick(steps=4, checkpoint=2))
+    first = load_file(Run(tmp_path/'run').checkpoint/'weights.safetensors')
+    run = go(quick(steps=4, checkpoint=2, lr=1e-6), resume=True)
+    assert run.done and run.recipe['lr']==1e-6 and run.info['went_on']==[dict(step=2, lr=1e-3)] and [l['step'] for l in run.log]==[1,2,3,4]
+    assert any('goes on from step 2 with lr 1e-06 instead of 0.001' in m for m in said())
+    moved = max((v-first[k]).abs().max().item() for k,v in load_file(run.weights).items())
+    assert 0<moved<1e-5
+
+@pytest.mark.parametrize('change', [dict(lr=float('inf')), dict(lr=float('nan')), dict(grad_clip=float('inf')), dict(weight_decay=float('nan')), dict(guidance=float('inf')),
+    dict(weight=float('inf')), dict(weight=float('nan')), dict(steps=2.5), dict(batch=True), dict(flip='yes'), dict(token='zw\0x'), dict(method='lora', alpha=float('nan')), dict(method='lora', rank=2.5),
+    dict(scheduler='magic')], ids=lambda c: ' '.join(map(repr, c.items())))
+def test_a_setting_of_the_wrong_kind_is_refused_before_anything_is_written(go, quick, refused, tmp_path, change):
+    with refused(): go(replace(quick(), **change) if 'flip' in change else quick(**change))
+    assert not (tmp_path/'run').exists()
+
+@pytest.mark.parametrize('seed', [-1, 2**63, 2**64, 1.5, True])
+def test_a_seed_that_is_none_is_refused(go, quick, refused, tmp_path, seed):
+    with refused(f'The seed is {seed}'): go(quick(), seed=seed)
+    assert not (tmp_path/'run').exists()
+
 # what cannot be trained
+
+def test_a_method_that_does_not_fit_is_refused_before_anything_is_written_or_drawn(go, quick, refused, tmp_path, monkeypatch):
+    monkeypatch.setattr(loop, 'resolve', lambda *a, **kw: pytest.fail('generated'))
+    with refused('no U-Net'): go(quick(Generated('a photo of style', 2), method='controlnet'), base=blank('amused'))
+    assert not (tmp_path/'run').exists()
 
 def test_a_base_without_safetensors_is_refused(go, quick, refused, base_copy, tmp_path):
     folder = base_copy(tmp_path/'base')
@@ -439,7 +566,7 @@ def test_a_look_that_fails_leaves_the_model_training(straight, go, quick):
 def test_looking_is_not_counted_as_training(go, quick, monkeypatch):
     class clock:
         now = 0.
-        time = lambda: clock.now
+        monotonic = lambda: clock.now
     def preview(line, look):
         with look(): clock.now += 100
     def watch(line): clock.now += 1

@@ -224,6 +224,18 @@ def test_names_are_shown_as_they_are_written(ref, pool):
     p = AuxPicker(ImageSet([evil]), ImageSet([evil])); p.say(evil.caption)
     assert not any('<script' in c.value for c in p.widget.children if hasattr(c, 'value'))
 
+@pytest.mark.parametrize('error, words', [(StyleboostError('That cannot be done; do this.'), 'That cannot be done; do this.'), (OSError(28, 'No space left on device'), 'That failed (OSError: [Errno 28] No space left')])
+def test_a_click_or_a_choice_that_fails_is_said_and_the_widget_lives_on(pool, ref, error, words):
+    p = AuxPicker(ref, pool)
+    def fails(*a): raise error
+    real, p.tiles.show, p._count = p.tiles.show, fails, fails
+    for act in (lambda: setattr(p._filter, 'value', 'people'), lambda: next(b for b in buttons(p.widget) if b.description=='›').click(), lambda: p.tiles.hit(0)):
+        p.say()
+        try: act()
+        except OSError: pass                                                      # what is no refusal is in the log, too
+        assert p.sentence.startswith(words)
+    p.tiles.show = real; del p._count; p.choose(2); assert len(p.images)==2
+
 # watching
 
 class Job:
@@ -353,6 +365,17 @@ def test_a_preview_that_fails_does_not_stop_the_training(watched, monkeypatch):
     monkeypatch.setattr(monitor, 'sample', sample)
     assert m.run().done and m.previews=={} and 'CUDA out of memory' in m.sentence and 'and more' not in m.sentence
     with pytest.raises(StyleboostError): m.static()
+
+@pytest.mark.parametrize('error', [OSError('the disk is gone'), ValueError('no such size'), KeyError('a')])
+def test_nothing_that_shows_a_training_ends_it(watched, monkeypatch, said, error):
+    "A preview, the curves, the notes: each raises once the training runs."
+    def fails(*a, **kw): raise error
+    m, job = watched()
+    monkeypatch.setattr(monitor, 'sample', fails)
+    monkeypatch.setattr(monitor, 'spark', fails)
+    m._noted = fails
+    assert m.run().done and m.state=='done' and m.error is None and m.step==40
+    assert 'No more previews' in m.sentence and any('no longer shown' in s and type(error).__name__ in s for s in said())
 
 def test_time_left_counts_from_where_it_went_on(watched):
     m, job = watched(); job.go.clear(); m.start(); m.stop(); job.go.set(); m.wait()
@@ -528,13 +551,16 @@ def cells(path):
     "What a page holds."
     return json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', path.read_text('utf-8'), re.S)[1])
 
+EVIL = 'It </script> broke <!--<script> and <SCRIPT/x.'
+
 def test_the_page_holds_every_picture_and_number(study, tmp_path):
     study.chosen = dict(none=50, generated=100, aux=200)
-    study.lost['aux',1,50] = (2,); study.failed['none',1] = 'It </script> broke.'
+    study.lost['aux',1,50] = (2,); study.failed['none',1] = EVIL
     path = Compare(study).export(tmp_path/'page.html')
     d, html = cells(path), path.read_text('utf-8')
+    assert len(re.findall('<script', html, re.I))==2 and '<!--' not in html       # what is inside neither ends a script nor keeps it open
     assert set(d['sheets'])=={'test|truth','test|base', *(f'test|{a}|{s}|{t}' for a in study.arms for s in (0,1) for t in study.steps if (a,s)!=('none',1))}
-    assert d['missing']['test|aux|1|50']==[2] and d['missing']['test|truth']==[5,6,7,8,9] and d['failed']=={'none|1':'It </script> broke.'} and d['chosen']==study.chosen
+    assert d['missing']['test|aux|1|50']==[2] and d['missing']['test|truth']==[5,6,7,8,9] and d['failed']=={'none|1':EVIL} and d['chosen']==study.chosen
     sheet = Image.open(io.BytesIO(base64.b64decode(d['sheets']['test|aux|1|200'].split(',')[1]))).convert('RGB')
     got = sheet.crop((64,64,128,128))                                             # the ninth: second row, second column
     assert np.abs(np.asarray(got, float)-np.asarray(study.draw('aux',1,200,9), float)).mean()<12

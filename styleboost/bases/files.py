@@ -195,7 +195,7 @@ def from_hub(
             note(f'The hub did not hand out {name} ({type(e).__name__}); the copy in the cache is used.')
         return Path(cached).parent
 
-# %% ../../nbs/bases/02_files.ipynb #8c46a0f3
+# %% ../../nbs/bases/02_files.ipynb #bca5faca
 _HUB = re.compile(r'[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*(@[\w./-]+)?')
 
 def find_base(
@@ -209,5 +209,8 @@ def find_base(
     if path.is_file() or (path/'model_index.json').exists(): return path
     at_hub = isinstance(name, str) and not path.exists() and _HUB.fullmatch(name)
     if at_hub: return from_hub(name, half, variant, weights)
+    if (path/'recipe.json').exists():
+        raise StyleboostError(f'{name} is a run: what was learnt, without the base that learnt it. Make a base of both '
+            f'by `styleboost export {name} --to diffusers --out FOLDER`, and give that folder.')
     raise StyleboostError(f'{name} is no base: {path/"model_index.json"} does not exist; '
         f'give {ALTERNATIVES}, or a hub id.')

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['LAYOUTS', 'SHOWN', 'merged', 'layouts_of', 'pictures_for', 'export', 'push']
 
-# %% ../../nbs/exporting/01_export.ipynb #28273e40
-import shutil
+# %% ../../nbs/exporting/01_export.ipynb #497dbb08
+import shutil, tempfile
 from pathlib import Path
 
 import huggingface_hub, torch
@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 
 from ..bases.base import Base
 from ..bases.sampling import sample
-from ..core import StyleboostError, new_folder, note, quiet, whole
+from ..core import StyleboostError, new_folder, note, on_disk, quiet, whole, writable
 from .card import card
 from ..pictures.images import ImageSet, contact_sheet
 from ..training.runs import Run
@@ -74,7 +74,7 @@ def pictures_for(run, folder)->dict:
     shown = {f.name:'StyleRef' if f.stem.endswith('style') else 'Auxiliary images' for f in sheets}
     return {'samples.jpg': f'Drawn by this model: {", ".join(said)}', **shown}
 
-# %% ../../nbs/exporting/01_export.ipynb #e3eb8a2d
+# %% ../../nbs/exporting/01_export.ipynb #d14e599b
 def _halved(tensors, half):
     "Tensors as they are written, in half precision where that is asked for."
     return {k:(v.half() if half and v.is_floating_point() else v).contiguous() for k,v in tensors.items()}
@@ -98,13 +98,28 @@ def _write(run, model, folder, to, half, file):
     for name,text in beside.items(): (folder/name).write_text(text, 'utf-8')
     return True
 
-# %% ../../nbs/exporting/01_export.ipynb #a44da139
+def _write_alone(run, model, part, to, half, file):
+    "The file alone; what else a layout makes goes away with the folder that it was made in."
+    with tempfile.TemporaryDirectory(prefix='.', dir=part.parent) as folder:
+        one = _write(run, model, Path(folder), to, half, file)
+        (Path(folder)/file).replace(part)
+    return one
+
+def _write_folder(run, model, part, to, half, file, name, pictures):
+    "A folder with the model and its card."
+    part.mkdir()
+    one = _write(run, model, part, to, half, file)
+    shown = pictures_for(run, part) if pictures else {}
+    (part/'README.md').write_text(card(run, model, to, f'{name}/{file}' if one else name, shown), 'utf-8')
+    return one
+
+# %% ../../nbs/exporting/01_export.ipynb #af79fefd
 def _alone(out, to)->bool:
     "Whether the file is written alone; refuses an unknown layout and a place that is taken."
     if to not in LAYOUTS: raise StyleboostError(f'There is no layout {to!r}; choose one of {", ".join(LAYOUTS)}.')
     alone = out.suffix=='.safetensors' and to!='diffusers'
     if not alone: new_folder(out, make=False)
-    elif out.exists(): raise StyleboostError(f'{out} exists; choose another name.')
+    elif writable(out).exists(): raise StyleboostError(f'{out} exists; choose another name.')
     return alone
 
 def export(
@@ -121,19 +136,11 @@ def export(
     _check_layout(run, model, to)
     own, file = run.method.layouts.get(to), _file_name(run, out, to, alone)
     if own and own.warning: note(own.warning)
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with whole(out) as part:
-        folder = part.with_name(part.name+'.folder') if alone else part
-        folder.mkdir()
-        one = _write(run, model, folder, to, half, file)
-        if alone:
-            (folder/file).replace(part)
-            shutil.rmtree(folder)
-        else:
-            name = out.resolve().name
-            shown = pictures_for(run, folder) if pictures else {}
-            text = card(run, model, to, f'{name}/{file}' if one else name, shown)
-            (folder/'README.md').write_text(text, 'utf-8')
+    with on_disk(out):
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with whole(out) as part:
+            if alone: one = _write_alone(run, model, part, to, half, file)
+            else: one = _write_folder(run, model, part, to, half, file, out.resolve().name, pictures)
     if alone: note(f'{out} is written alone; give a folder to get a model card with it.')
     return out if alone or not one else out/file
 

@@ -6,8 +6,8 @@
 __all__ = ['trained', 'trained_modules', 'View', 'Layout', 'Method', 'attached', 'learnt', 'state', 'restore', 'frozen',
            'read_settings', 'Full']
 
-# %% ../../nbs/methods/00_method.ipynb #4935a929
-import re
+# %% ../../nbs/methods/00_method.ipynb #ea136b11
+import re, threading
 from collections.abc import Callable
 from contextlib import contextmanager
 from dataclasses import dataclass, fields, replace
@@ -126,7 +126,9 @@ def defaults(self:Method, base)->dict:
     "Fields of a recipe that it leaves open, where the method knows better than the base."
     return {}
 
-# %% ../../nbs/methods/00_method.ipynb #aa0ca6a4
+# %% ../../nbs/methods/00_method.ipynb #a9495ae3
+_starting = threading.Lock()   # what starts at random takes torch's own chance, which all threads share
+
 def attached(
     base:Base,       # untouched; it is not changed
     method:Method,
@@ -138,7 +140,7 @@ def attached(
             'train on its base.')
     own = base.own()
     for m in own.modules.values(): m.requires_grad_(False)
-    own = method.attach(own, seed)
+    with _starting: own = method.attach(own, seed)
     for p in trained(own).values(): p.data = p.data.float()
     return replace(own, method=method, learnt=tuple(trained(own)))
 

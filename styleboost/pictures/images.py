@@ -6,7 +6,7 @@
 __all__ = ['LARGEST', 'BOMB', 'FORMATS', 'KINDS', 'Picture', 'decode', 'png', 'contact_sheet', 'ImageSet', 'counting_order',
            'fit', 'is_small']
 
-# %% ../../nbs/pictures/00_images.ipynb #8a11ff9f
+# %% ../../nbs/pictures/00_images.ipynb #317fe519
 import hashlib, io, json, math, os, random, re, warnings
 from collections.abc import Sequence
 from contextlib import contextmanager
@@ -17,7 +17,7 @@ from pathlib import Path
 
 from fastcore.basics import patch
 from PIL import Image, ImageChops, ImageCms, ImageOps
-from ..core import StyleboostError, first_line, note, new_folder, whole
+from ..core import StyleboostError, first_line, note, new_folder, on_disk, whole
 from .captions import (
     ENDINGS, METADATA, caption_files, folder_metadata, leads_out, read_regular, said_of)
 
@@ -388,7 +388,7 @@ def counted(self:ImageSet)->ImageSet:
          f'{self[first].name}')
     return ImageSet([self[i] for i in order], self.name, self.skipped)
 
-# %% ../../nbs/pictures/00_images.ipynb #740d609a
+# %% ../../nbs/pictures/00_images.ipynb #b02b7fe7
 def _metadata_line(file, p):
     "A picture's line of metadata.jsonl, without what nobody has said."
     row = dict(file_name=file, text=p.caption, people=p.people, subject=p.subject, set=p.set, licence=p.licence)
@@ -396,22 +396,24 @@ def _metadata_line(file, p):
 
 def _saved_name(p, i, n):
     "A file's name for a picture that sorts by its place `i` among `n`."
-    stem, end = Path(p.name).stem, Path(p.name).suffix
-    return f'{i:0{max(4, len(str(n-1)))}d}-{stem}{end if p.path else ".png"}'
+    stem, end, place = Path(p.name).stem, Path(p.name).suffix if p.path else '.png', f'{i:0{max(4, len(str(n-1)))}d}-'
+    short = os.fsencode(stem)[:255-len(os.fsencode(place+end))].decode(errors='ignore')   # no half character at its end
+    if short!=stem: note(f'{p.name} is called {place}{short}{end}, since disks take names of 255 bytes.')
+    return f'{place}{short}{end}'
 
 @patch
 def save(self:ImageSet,
     path:str|Path,  # a folder that is empty or does not exist
 )->Path:
     "The pictures as PNG files (files on disk are copied as they are) with metadata.jsonl."
-    folder, lines = new_folder(path), []
-    with whole(folder) as work:
-        work.mkdir()
-        for i,p in enumerate(self):
-            name = _saved_name(p, i, len(self))
-            (work/name).write_bytes(p.bytes() if p.path else png(p.open()))
-            lines.append(_metadata_line(name, p))
-        (work/'metadata.jsonl').write_text(''.join(lines), 'utf-8')
+    folder, names = new_folder(path, make=False), [_saved_name(p, i, len(self)) for i,p in enumerate(self)]
+    with on_disk(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with whole(folder) as work:
+            work.mkdir()
+            for name,p in zip(names, self): (work/name).write_bytes(p.bytes() if p.path else png(p.open()))
+            lines = [_metadata_line(name, p) for name,p in zip(names, self)]
+            (work/'metadata.jsonl').write_text(''.join(lines), 'utf-8')
     return folder
 
 # %% ../../nbs/pictures/00_images.ipynb #d1ab4bc1

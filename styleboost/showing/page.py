@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['PER', 'FITS', 'ARROWS', 'sheet', 'sheets_of', 'sheets_within', 'finite', 'number_cell', 'number_rows', 'foot',
-           'missing', 'tile_width', 'groups_of', 'write_page']
+           'missing', 'tile_width', 'groups_of', 'in_script', 'write_page']
 
-# %% ../../nbs/showing/02_page.ipynb #af88ddd5
-import json, math
+# %% ../../nbs/showing/02_page.ipynb #4b7edb60
+import json, math, re
 from html import escape
 from pathlib import Path
 
@@ -136,7 +136,14 @@ def groups_of(
         if any(f is flag for f in flags): groups.append(name)
     return groups
 
-# %% ../../nbs/showing/02_page.ipynb #036f3691
+# %% ../../nbs/showing/02_page.ipynb #debd40d9
+def in_script(
+    data,  # plain
+)->str:
+    "JSON that may stand in a script of a page: no text in it ends the script, or keeps it open."
+    return re.sub('<(?=[!/]|script)', r'\\u003c', json.dumps(data, ensure_ascii=False), flags=re.I)
+
+# %% ../../nbs/showing/02_page.ipynb #571e6ede
 def write_page(
     path:str|Path,   # an .html file
     title:str,       # the headline
@@ -161,7 +168,7 @@ def write_page(
         steps=list(steps), numbers={at:foot(keys, values, metrics) for at,values in numbers.items()},
         failed=failed, chosen=chosen, missing=gaps)
     def page(sheets):
-        held = json.dumps(dict(data, sheets=sheets), ensure_ascii=False).replace('</', '<\\/')  # no early </script>
+        held = in_script(dict(data, sheets=sheets))
         return filled('showing/page.html', title=title, lead=lead, splits=asked, columns=columns, seeds=seeds,
             steps=steps, chosen=chosen, groups=groups_of(asked), per=PER, facts=facts, tile=tile_width(len(columns)),
             style=STYLE+'\n'+asset('showing/page.css'), script=asset('showing/page.js').rstrip('\n'), data=held)

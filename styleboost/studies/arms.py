@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['DRAW_STEPS', 'DRAW_SAMPLER', 'arm_name', 'arm_recipe', 'Bench', 'untouched_base', 'Arm', 'Untouched', 'Trained']
 
-# %% ../../nbs/studies/01_arms.ipynb #1a76a1aa
+# %% ../../nbs/studies/01_arms.ipynb #8075fa8b
 import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -20,7 +20,7 @@ from ..pictures.images import ImageSet
 
 from ..bases.base import Base
 from ..bases.load import load_base
-from ..bases.sampling import sample
+from ..bases.sampling import note_read, sample
 
 from ..training.runs import Run
 from ..training.loop import train
@@ -57,7 +57,7 @@ def arm_recipe(
     prompt = word.removeprefix('generated:')
     return with_prior(plain, Generated(prompt, n, seed), prompt, name=name)
 
-# %% ../../nbs/studies/01_arms.ipynb #a8c6d924
+# %% ../../nbs/studies/01_arms.ipynb #f159ae0a
 DRAW_STEPS, DRAW_SAMPLER = 15, 'dpmpp'   # what a study draws with unless told otherwise
 
 _loaded = lru_cache(maxsize=1)(load_base)
@@ -81,6 +81,7 @@ class Bench:
     def draw(self, model, prompts, seeds, phrase):
         "One picture a `Prompt`; `phrase` makes of its text what the style is asked for with."
         texts = [phrase(p.text) for p in prompts]
+        note_read([p.text for p in prompts], texts)
         return sample(model, texts, list(seeds), self.draw_steps, self.guidance, self.sampler, raw=True)
 
 def untouched_base(

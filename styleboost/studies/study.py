@@ -5,20 +5,18 @@
 # %% auto #0
 __all__ = ['FIRST', 'SECOND', 'differences', 'Study', 'weights_bytes']
 
-# %% ../../nbs/studies/06_study.ipynb #d018b4b9
+# %% ../../nbs/studies/06_study.ipynb #15b3d8ee
 import torch
-import hashlib, json, re, shutil
+import hashlib, json, shutil
 from contextlib import closing, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
 from fastcore.basics import patch
-from filelock import FileLock, Timeout
-from tqdm.auto import tqdm
 
 from .. import __version__
-from ..core import StyleboostError, log, note, write_whole
+from ..core import LOCK, StyleboostError, alone, log, note, progress_bar, writable, write_whole
 from ..pictures.images import ImageSet, png
 
 from ..bases.base import Base
@@ -29,17 +27,17 @@ from ..judging.metrics import METRICS, without
 from ..training.trainer import check
 from ..training.runs import versions
 from ..training.priors import resolve
-from ..training.recipes import Generated, Recipe, settled
+from ..training.recipes import Generated, Recipe, differ, settled
 from .style import Style, embedded
 from .arms import (
     DRAW_SAMPLER, DRAW_STEPS, Bench, Trained, Untouched, arm_name, arm_recipe, untouched_base)
 from .jobs import in_turn, on_ray
 from .cells import examine_split, learn_cell, report_cell
-from .results import Results, setting
+from .results import Results, check_names, setting
 from ..methods.method import attached, trained
 from ..bases.load import skeleton
 
-# %% ../../nbs/studies/06_study.ipynb #4062966a
+# %% ../../nbs/studies/06_study.ipynb #2f0400be
 def _check_asked(seeds, steps, draw_steps, choose):
     "Refuses seeds, checkpoints, sampler steps and metrics that no study can have."
     if not seeds or min(seeds)<0: raise StyleboostError(
@@ -62,12 +60,9 @@ def _named(arms):
         named[name] = word
     return named
 
-def _check_names(arms):
+def _check_arms(arms):
     if not arms: raise StyleboostError('A study needs arms; give at least one, such as none.')
-    for name in arms:
-        if name=='base' or not re.fullmatch(r'\w[\w.+ -]*', name): raise StyleboostError(
-            f'{name!r} cannot be the name of an arm; use letters, digits and hyphens, and not base, which is the '
-            'untouched base.')
+    check_names(arms)
 
 # %% ../../nbs/studies/06_study.ipynb #3fd4ccef
 def _recipes(arms, ref, steps, n, kw):
@@ -101,35 +96,19 @@ def _described(bench, recipes, seeds, choose):
                 versions=versions())
     return json.loads(json.dumps(info))
 
-# %% ../../nbs/studies/06_study.ipynb #655f883f
-def _short(value):
-    text = json.dumps(value, ensure_ascii=False)
-    return text if len(text)<100 else f'{text[:97]}…'
-
-def _differ(was, now, at):
-    "Where two pieces of plain data differ, in texts; `at` is where they stand."
-    if was==now: return []
-    if isinstance(was, dict) and isinstance(now, dict):
-        out = []
-        for k in dict.fromkeys([*was, *now]): out += _differ(was.get(k), now.get(k), f'{at}.{k}' if at else k)
-        return out
-    if isinstance(was, list) and isinstance(now, list):
-        n = sum(x!=y for x,y in zip(was, now))+abs(len(was)-len(now))
-        return [f'{at} differs in {n} of {max(len(was), len(now))} places']
-    return [f'{at} was {_short(was)} and is {_short(now)}']
-
+# %% ../../nbs/studies/06_study.ipynb #d3026550
 def differences(
     was:dict,  # the setting in a study's folder
     now:dict,  # another
 )->list:       # of texts, what was and what is; none for more arms or seeds
     "What may not differ between two settings and does."
     fixed = lambda d: {k:v for k,v in d.items() if k not in ('arms','seeds','base','versions')}
-    out = _differ(fixed(was), fixed(now), '')
+    out = differ(fixed(was), fixed(now))
     if was['base'] and now['base'] and was['base']['hash']!=now['base']['hash']:
         out.append(f'the base\'s weights were {was["base"]["hash"]} and are {now["base"]["hash"]}')
     out += [f'arm {a} is missing' for a in was['arms'] if a not in now['arms']]
     for arm,recipe in was['arms'].items():
-        if arm in now['arms']: out += _differ(recipe, now['arms'][arm], arm)
+        if arm in now['arms']: out += differ(recipe, now['arms'][arm], arm)
     return out
 
 # %% ../../nbs/studies/06_study.ipynb #f35496a2
@@ -146,7 +125,7 @@ def _agreed(folder, was, now):
     return dict(was, arms=dict(was['arms'], **now['arms']), seeds=list(dict.fromkeys(was['seeds']+now['seeds'])),
                 versions=now['versions'])
 
-# %% ../../nbs/studies/06_study.ipynb #2e656007
+# %% ../../nbs/studies/06_study.ipynb #9220ca58
 class Study(Results):
     "A table of runs: arms by seeds, scored at several checkpoints."
     def __init__(self,
@@ -170,7 +149,7 @@ class Study(Results):
         seeds, steps = tuple(dict.fromkeys(seeds)), tuple(sorted(set(steps)))
         _check_asked(seeds, steps, sampler, choose)
         arms = _named(arms)
-        _check_names(arms)
+        _check_arms(arms)
         self.recipes = _recipes(arms, self.style.ref, steps[-1], n, dict(kw, method=method))
         self.style = replace(self.style, reference=without(self.style.reference, _seen(self.recipes)))
         self.bench = Bench(self.style, base, steps, self.folder, sampler, guidance, scheduler, judge, device)
@@ -184,35 +163,23 @@ class Study(Results):
     def ref(self): return self.style.ref
     def prompts(self, split='test'): return self.style.prompts(split)
 
-# %% ../../nbs/studies/06_study.ipynb #cf18fe0f
+# %% ../../nbs/studies/06_study.ipynb #3975ea30
 @patch
 def refuse(self:Study):
     "Refuses what would fail later, before anything is written."
     base, was = self.bench.loaded, self.info['base']
     folder = self.folder
-    others = folder.is_dir() and any(f.name!='.lock' for f in folder.iterdir())
+    others = folder.is_dir() and any(f.name!=LOCK for f in folder.iterdir())
     if folder.is_file() or others and not (folder/'study.json').exists(): raise StyleboostError(
         f'{folder} is not empty and holds no study; choose another folder.')
     if was and was['hash']!=base.hash: raise StyleboostError(
         f'{folder} holds another study: the base\'s weights were {was["hash"]} and are {base.hash}. '
         'Choose another folder, or the old base.')
+    writable(folder)
     base.process.scheduler(self.bench.sampler)
     for arm,r in self.recipes.items():
         try: check(settled(r, base), base)
         except StyleboostError as e: raise StyleboostError(f'The arm {arm} cannot be trained: {e}') from e
-
-@contextmanager
-def _alone(folder):
-    "The folder for one process at a time; the lock ends with the process, however that ends."
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder/'.lock', timeout=0)
-    try: lock.acquire()
-    except Timeout as e: raise StyleboostError(
-        f'Another process is at work on {folder}; wait until it has ended, or choose another folder.') from e
-    except (OSError, NotImplementedError) as e:
-        note(f'{folder} cannot be locked ({e}); see to it that no other process works on it.')
-    try: yield
-    finally: lock.release()
 
 # %% ../../nbs/studies/06_study.ipynb #28c86f58
 def weights_bytes(
@@ -266,7 +233,7 @@ def begin(self:Study)->dict:
     self._keep_sets(recipes)
     return recipes
 
-# %% ../../nbs/studies/06_study.ipynb #255916a5
+# %% ../../nbs/studies/06_study.ipynb #cd1ff9d2
 FIRST, SECOND = .85, .15   # of a cell's work; what the bar's estimate rests on
 
 @contextmanager
@@ -284,15 +251,22 @@ def _said_once():
 def _bar(self:Study, progress):
     "A bar over all cells, as far as they are done."
     shape = '{desc}: {percentage:3.0f}% |{bar}| {n:.1f} of {total} cells, {elapsed} gone, {remaining} left'
-    return tqdm(total=len(self.cells), initial=self._work_done(), desc=self.folder.name, disable=not progress,
-                smoothing=0, bar_format=shape)
+    return progress_bar(total=len(self.cells), initial=self._work_done(), desc=self.folder.name, disable=not progress,
+                        smoothing=0, bar_format=shape)
 
 @patch
 def _work_done(self:Study): return FIRST*len(self.learned)+SECOND*len(self.done)
 
+def _check_there(folder):
+    "Refuses to go on where a study is no longer: we would begin another in its place."
+    if not (Path(folder)/'study.json').exists(): raise StyleboostError(
+        f'{folder} is gone from here: it was moved, renamed or removed while the study ran, or this worker cannot '
+        'see it; put it back, or call the study again with the place where it is now.')
+
 @patch
 def _keep_outcome(self:Study, arm, seed, sentence, trace):
     "A file that says what went wrong, or none if all went well."
+    _check_there(self.folder)
     file = self.run_folder(arm, seed).with_suffix('.failed')
     file.parent.mkdir(parents=True, exist_ok=True)
     if not sentence: return file.unlink(missing_ok=True)
@@ -326,7 +300,7 @@ def _second_halves(self:Study, ready):
     chosen, done = self.chosen, self.done
     return [(a,s,chosen[a]) for a,s in ready if a in chosen and (a,s) not in done]
 
-# %% ../../nbs/studies/06_study.ipynb #5e5d8510
+# %% ../../nbs/studies/06_study.ipynb #dd96d602
 @patch
 def _carry_out(self:Study, ray, gpus, progress):
     recipes, bench = self.begin(), self.bench
@@ -334,8 +308,12 @@ def _carry_out(self:Study, ray, gpus, progress):
     base = Untouched(bench, next(iter(recipes.values())).method.phrase)
     folders = {c: self.run_folder(*c) for c in self.cells}
     # they go to workers, so they hold no more than a cell needs
-    def first_half(arm, seed, tell=None): learn_cell(bench, arms[arm], folders[arm,seed], seed, tell)
-    def second_half(arm, seed, step, tell=None): report_cell(bench, arms[arm], folders[arm,seed], seed, step)
+    def first_half(arm, seed, tell=None):
+        _check_there(bench.out)
+        learn_cell(bench, arms[arm], folders[arm,seed], seed, tell)
+    def second_half(arm, seed, step, tell=None):
+        _check_there(bench.out)
+        report_cell(bench, arms[arm], folders[arm,seed], seed, step)
     with self._bar(progress) as bar:
         do = partial(self._do_jobs, bar=bar, ray=ray, gpus=gpus)
         ready = self.learned
@@ -346,7 +324,7 @@ def _carry_out(self:Study, ray, gpus, progress):
             self._note_choice(ready)
             bar.n = self._work_done()   # a choice that moved makes test prompts to be drawn again
             do(second_half, self._second_halves(ready), SECOND)
-        except KeyboardInterrupt:
+        except (KeyboardInterrupt, SystemExit):
             note(f'Stopped with {len(self.done)} of {len(self.cells)} cells done; what is done is kept, and the study '
                  'goes on when it is called again.')
             raise
@@ -360,5 +338,5 @@ def run(self:Study,
     "Does what is not done. Interrupted, it keeps what is done and goes on when called again."
     with _said_once():
         self.refuse()
-        with _alone(self.folder): self._carry_out(ray, gpus, progress)
+        with alone(self.folder): self._carry_out(ray, gpus, progress)
     return self

@@ -6,7 +6,7 @@
 __all__ = ['bucket_sizes', 'size_of', 'plain_views', 'frame_of', 'Kept', 'opened_view', 'view_key', 'Waiting', 'keep_views',
            'generator', 'places', 'Batch', 'Batches']
 
-# %% ../../nbs/training/02_batches.ipynb #a33fefcc
+# %% ../../nbs/training/02_batches.ipynb #6f1680ea
 import hashlib, json
 from dataclasses import dataclass
 from functools import lru_cache
@@ -15,10 +15,9 @@ from pathlib import Path
 import torch
 from PIL import Image
 from fastcore.basics import patch
-from tqdm.auto import tqdm
 
 from ..bases.base import Base, Condition, at_once, note_long
-from ..core import note, read_tensors, save_tensors
+from ..core import note, progress_bar, read_tensors, save_tensors
 from ..methods.method import Method, View
 from ..pictures.images import Picture, fit, is_small
 from ..pictures.tensors import to_tensor
@@ -149,7 +148,7 @@ def _name_small(binding, small):
     if small: note(f'{binding.images.name}: {len(small)} pictures are smaller than they are trained at and are '
                    f'enlarged, which blurs them: {names}')
 
-# %% ../../nbs/training/02_batches.ipynb #9c747daa
+# %% ../../nbs/training/02_batches.ipynb #e4fd2d5d
 def keep_views(
     base:Base,
     binding:Binding,       # with pictures, not an order for them
@@ -161,7 +160,7 @@ def keep_views(
     "A binding's pictures as the codec keeps them; small pictures are enlarged and named."
     waiting, out, small = Waiting(base, recipe.method, batch), [], []
     codec = base.codec.hash() if keep else ''
-    for p in tqdm(binding.images, desc='encoding', leave=False, disable=not progress):
+    for p in progress_bar(binding.images, desc='encoding', leave=False, disable=not progress):
         im = p.open()
         size = size_of(im, recipe, base.grid)
         if is_small(im, size): small.append(f'{p.name} ({im.width}x{im.height})')

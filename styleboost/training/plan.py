@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LiveBytes', 'gigabytes', 'Plan', 'bytes_before', 'bytes_of_step', 'plan']
 
-# %% ../../nbs/training/08_plan.ipynb #1ec68ea2
+# %% ../../nbs/training/08_plan.ipynb #afea12bb
 import importlib.util, weakref
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
@@ -14,11 +14,10 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
-from tqdm.auto import tqdm
 
 from ..bases.base import Base, Condition, at_once
 from ..bases.load import skeleton
-from ..core import StyleboostError
+from ..core import StyleboostError, progress_bar
 from ..methods.method import attached, trained, trained_modules
 from ..pictures.images import ImageSet
 from .batches import Batch
@@ -208,7 +207,7 @@ def bytes_of_step(
         del buckets
     return live.peak, weights, moments
 
-# %% ../../nbs/training/08_plan.ipynb #5e04737b
+# %% ../../nbs/training/08_plan.ipynb #19c8d037
 def _choices(recipe, bf16, processes):
     "Settings from the fastest to the leanest, each with the levers of the one before it."
     rows = [{}]
@@ -233,7 +232,7 @@ def _here(device, bf16):
 def _fastest(recipe, choices, made, budget):
     "The first setting that fits."
     limit, tried = gigabytes(budget), []
-    for change in tqdm(choices, desc='planning', leave=False):
+    for change in progress_bar(choices, desc='planning', leave=False):
         tried.append(made(replace(recipe, **change)))
         if tried[-1].peak<=limit: return tried[-1]
     least = min(tried, key=lambda p: p.peak)

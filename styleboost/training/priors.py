@@ -5,14 +5,14 @@
 # %% auto #0
 __all__ = ['cache_folder', 'prior_key', 'generated', 'resolve', 'prior_images']
 
-# %% ../../nbs/training/01_priors.ipynb #78328563
+# %% ../../nbs/training/01_priors.ipynb #6b62d327
 import hashlib, json, os
 from dataclasses import asdict, replace
 from pathlib import Path
 
 from ..bases.base import Base
 from ..bases.sampling import sample
-from ..core import StyleboostError, first_line, whole
+from ..core import StyleboostError, first_line, whole, writable
 from ..judging.suggest import suggest
 from ..pictures.captions import WORDS, name_inside, read_regular
 from ..pictures.images import ImageSet, Picture, png
@@ -62,7 +62,7 @@ def _kept_prior(folder, order):
             raise StyleboostError(f'{p.path} is not the picture that was generated; {again}')
     return ImageSet(pics, f'generated: {order.prompt}')
 
-# %% ../../nbs/training/01_priors.ipynb #147e33fb
+# %% ../../nbs/training/01_priors.ipynb #fc2d44f1
 def generated(
     base:Base,            # untouched
     order:Generated,      # what to draw
@@ -77,6 +77,7 @@ def generated(
     root = Path(cache or cache_folder())/'priors'
     folder = root/prior_key(base, order)
     if not folder.exists():
+        writable(folder)   # before hours of drawing
         root.mkdir(parents=True, exist_ok=True)
         try: _draw_prior(base, order, folder, batch, progress)
         except OSError:

@@ -164,7 +164,17 @@ def tensors(self:Stepper)->dict:
     if scaler is not None: out |= {f'scaler.{k}':torch.tensor(v) for k,v in scaler.state_dict().items()}
     return out
 
-# %% ../../nbs/training/04_stepper.ipynb #0d056c51
+# %% ../../nbs/training/04_stepper.ipynb #6ce51b19
+@patch
+@torch.no_grad()
+def finite(self:Stepper)->bool:
+    "Whether all weights and moments are numbers."
+    moments = [v for i,p in enumerate(self.params) for v in self._state(i).get(p, {}).values()]
+    values = [v for v in self.params+moments if isinstance(v, torch.Tensor) and v.is_floating_point()]
+    seen = [v.isfinite().all().to(self.scale.device) for v in values]
+    return not seen or bool(torch.stack(seen).all())
+
+# %% ../../nbs/training/04_stepper.ipynb #5f235377
 def _laid_out(v, p):
     "A moment laid out like its weight, which fused kernels take for granted."
     return torch.empty_like(p, dtype=v.dtype).copy_(v) if v.shape==p.shape else v.to(p.device)
@@ -172,7 +182,7 @@ def _laid_out(v, p):
 @patch
 def load(self:Stepper, tensors):
     "Gives the optimisers their state back."
-    self.scale, self.good = (tensors[k].to(self.scale.device) for k in ('scale','good'))
+    for k in {'scale','good'}&tensors.keys(): setattr(self, k, tensors[k].to(self.scale.device))
     self.step_number = int(tensors['step'])
     states, scaler = [{} for _ in self.params], {}
     for k,v in tensors.items():

@@ -384,12 +384,12 @@ def _controls(self:Compare):
     if s.chosen: parts.append(self._best)
     return row('Prompts', *parts)
 
-# %% ../../nbs/widgets/03_compare.ipynb #2ed240a4
+# %% ../../nbs/widgets/03_compare.ipynb #e27abdd1
 @patch
 def _side_by_side(self:Compare):
     "The columns, their numbers, and the way to other prompts."
     self._heads = {k: HTML() for k in self.columns}
-    self._tiles = {k: Tiles(self.rows, partial(self._clicked, k)) for k in self.columns}
+    self._tiles = {k: Tiles(self.rows, partial(self.safely, self._clicked, k)) for k in self.columns}
     self._columns = {k: VBox([self._heads[k], self._tiles[k].widget]) for k in self.columns}
     self._labels, self._numbers = HTML(), HTML()
     grid = HBox([self._labels, *self._columns.values()])
@@ -415,7 +415,7 @@ def _pair_up(self:Compare):
     close.add_class('sb-close')
     return close
 
-# %% ../../nbs/widgets/03_compare.ipynb #8f7759e8
+# %% ../../nbs/widgets/03_compare.ipynb #b0ce84cf
 def column_sizes(
     n:int,  # columns
 )->str:     # CSS
@@ -435,10 +435,9 @@ def _build(self:Compare, arms):
     self._toggles = {k: ToggleButton(value=k in arms, description=title_of(k)) for k in self.columns}
     controls, toggles = self._controls(), row('Show', *self._toggles.values())
     columns, close = self._side_by_side(), self._pair_up()
-    for w in (self._split, self._group, self._seed, self._step, self._best, *self._toggles.values()):
-        w.observe(self._draw, 'value')
-    for w in (self._a, self._b): w.observe(self._paired, 'value')
-    self._blend.observe(self._close_up, 'value')
+    self.hear(self._split, self._group, self._seed, self._step, self._best, *self._toggles.values(), act=self._draw)
+    self.hear(self._a, self._b, act=self._paired)
+    self.hear(self._blend, act=self._close_up)
     sides = HBox([columns, close])
     sides.add_class('sb-sides')
     self.fill(HTML(column_sizes(len(self.columns))), HTML(f'<h4>{escape(self.title)}</h4>'),

@@ -5,8 +5,8 @@
 # %% auto #0
 __all__ = ['PROMPTS', 'SHARE', 'duration', 'smooth', 'spark', 'TrainingMonitor', 'in_colab', 'Notes']
 
-# %% ../../nbs/widgets/02_monitor.ipynb #eb42ca98
-import logging, sys, threading, time
+# %% ../../nbs/widgets/02_monitor.ipynb #4029b4a7
+import logging, math, sys, threading, time
 from collections.abc import Callable
 from functools import partial
 from html import escape
@@ -21,7 +21,7 @@ from ..bases.sampling import sample
 from ..training.runs import Run
 from ..training.loop import train
 from ..training.recipes import Recipe
-from ..core import StyleboostError, first_line, log
+from ..core import StyleboostError, first_line, log, note
 from ..pictures.sheets import gridded
 from .panels import Panel, in_notebook, row, thumb
 
@@ -265,13 +265,15 @@ def stop(self:TrainingMonitor):
     self._stop.set()
     self._tell()
 
-# %% ../../nbs/widgets/02_monitor.ipynb #3fa68e88
+# %% ../../nbs/widgets/02_monitor.ipynb #6c557331
 class Notes(logging.Handler):
     "Takes what `note` says."
     def __init__(self, take):
         super().__init__()
         self.take = take
-    def emit(self, record): self.take(record.getMessage())
+    def emit(self, record):
+        try: self.take(record.getMessage())
+        except Exception: self.handleError(record)
 
 # %% ../../nbs/widgets/02_monitor.ipynb #d732236d
 @patch
@@ -291,7 +293,7 @@ def _noted(self:TrainingMonitor, message):
     self.notes.append(message)
     self.say(message, 'warn')
 
-# %% ../../nbs/widgets/02_monitor.ipynb #e4afee93
+# %% ../../nbs/widgets/02_monitor.ipynb #175fece2
 @patch
 def _job(self:TrainingMonitor):
     "What trains: the function that was given, or `train` with the recipe."
@@ -314,10 +316,9 @@ def _work(self:TrainingMonitor):
         _one.release()
         if self.state!='done' and (self.out/'recipe.json').exists(): self.result = Run(self.out)
         if self.result: self.lines, self.steps = self.result.log, self.result.recipe['steps']
-        self._tell()
-        self._losses_now()
+        self._show()
 
-# %% ../../nbs/widgets/02_monitor.ipynb #dab32e38
+# %% ../../nbs/widgets/02_monitor.ipynb #6066b848
 @patch
 def _watch(self:TrainingMonitor, line):
     "Hears a line of the log; says whether to stop."
@@ -325,9 +326,18 @@ def _watch(self:TrainingMonitor, line):
     self.lines.append(line)
     if time.time()-self._told>.15 or line['step']==self.steps:
         self._told = time.time()
+        self._show()
+    return self._stop.is_set()
+
+@patch
+def _show(self:TrainingMonitor):
+    "Shows where it stands. Hours of training do not end because a notebook cannot show them."
+    try:
         self._tell()
         self._losses_now()
-    return self._stop.is_set()
+    except Exception as e:
+        self._told = math.inf
+        note(f'The training is no longer shown ({type(e).__name__}: {first_line(e)}); it goes on.')
 
 @patch
 def _opened(self:TrainingMonitor):
@@ -338,7 +348,7 @@ def _opened(self:TrainingMonitor):
     self._began = (self.lines[-1]['step'], self.lines[-1]['seconds']) if self.lines else (0, 0.)
     self._last, self.spent = self._began[0], 0.
 
-# %% ../../nbs/widgets/02_monitor.ipynb #d5667ace
+# %% ../../nbs/widgets/02_monitor.ipynb #2f17cf78
 SHARE = .1  # of training time that previews on the way may take
 
 @patch
@@ -359,7 +369,7 @@ def _preview(self:TrainingMonitor, line, look):
     t = time.perf_counter()
     try:
         with look() as model: pictures = sample(model, self.prompts, self.preview_seed, self.steps_sampled)
-    except (StyleboostError, RuntimeError) as e:
+    except Exception as e:
         self.draws = False
         why = str(e).rstrip('.') if isinstance(e, StyleboostError) else first_line(e)
         return self.say(f'No more previews are drawn ({why}); the training goes on.', 'warn')

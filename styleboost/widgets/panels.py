@@ -5,16 +5,17 @@
 # %% auto #0
 __all__ = ['MOST', 'HATCHED', 'style_tag', 'content_hash', 'thumb', 'tile_styles', 'Tiles', 'Panel', 'row', 'in_notebook']
 
-# %% ../../nbs/widgets/00_panels.ipynb #af31b06c
+# %% ../../nbs/widgets/00_panels.ipynb #a6e4cf3b
 import hashlib, itertools
 from html import escape
 
+from fastcore.basics import patch
 from IPython import get_ipython
 from IPython.display import display
 from ipywidgets import HTML, Box, Button, HBox, ToggleButton, VBox
 from PIL import Image, ImageOps
 
-from ..core import StyleboostError
+from ..core import StyleboostError, first_line
 from ..pictures.images import Picture
 from ..showing.figures import asset, webp
 
@@ -106,7 +107,7 @@ class Tiles:
             for b,v in zip(self.buttons, values): b.value = bool(v)
         finally: self._quiet = False
 
-# %% ../../nbs/widgets/00_panels.ipynb #d92b89a1
+# %% ../../nbs/widgets/00_panels.ipynb #8ba8da06
 class Panel:
     "A widget with a look and a place where it speaks."
     name = 'panel'       # its CSS class
@@ -126,23 +127,46 @@ class Panel:
         "Shows a sentence below the widget."
         self.sentence = sentence
         self._below.value = f'<div class="sb-said {kind}">{escape(sentence)}</div>' if sentence else ''
-    def button(self,
-        text:str,
-        act,         # called without arguments; what it refuses is said
-        hint:str='',
-        style:str='',  # 'primary' for the one that is pressed most
-    )->Button:
-        "A button; an error that a user can mend becomes a sentence."
-        def clicked(_):
-            self.say()
-            try: act()
-            except StyleboostError as e: self.say(str(e), 'fault')
-        b = Button(description=text, tooltip=hint, button_style=style)
-        b.on_click(clicked)
-        return b
     def _ipython_display_(self):
         self.shown = True
         display(self.widget)
+
+# %% ../../nbs/widgets/00_panels.ipynb #07cebd71
+@patch
+def safely(self:Panel,
+    act,         # what a click or a choice asked for
+    *args,
+):
+    "Does it, and says what goes wrong."
+    try: act(*args)
+    except StyleboostError as e: self.say(str(e), 'fault')
+    except Exception as e:
+        self.say(f'That failed ({type(e).__name__}: {first_line(e)}); the log of the notebook has the traceback.',
+                 'fault')
+        raise
+
+@patch
+def hear(self:Panel,
+    *widgets,
+    act,         # called with the change when the value of one is another
+):
+    "Listens to widgets."
+    for w in widgets: w.observe(lambda change: self.safely(act, change), 'value')
+
+@patch
+def button(self:Panel,
+    text:str,
+    act,         # called without arguments
+    hint:str='',
+    style:str='',  # 'primary' for the one that is pressed most
+)->Button:
+    "A button."
+    def clicked(_):
+        self.say()
+        self.safely(act)
+    b = Button(description=text, tooltip=hint, button_style=style)
+    b.on_click(clicked)
+    return b
 
 # %% ../../nbs/widgets/00_panels.ipynb #19d59ef0
 def row(

@@ -6,9 +6,10 @@
 __all__ = ['WHO', 'FLAGS', 'known_flag', 'add_suggestion', 'measured', 'scores_of', 'positions', 'AuxPicker', 'one_sided',
            'several', 'read_choice', 'hash_or_none']
 
-# %% ../../nbs/widgets/01_picker.ipynb #74e1923d
+# %% ../../nbs/widgets/01_picker.ipynb #ae9cd30c
 import json, random
 from collections.abc import Callable, Iterable
+from functools import partial
 from html import escape
 from pathlib import Path
 
@@ -80,7 +81,7 @@ def positions(
         f'{len(pool)-1}.')
     return found
 
-# %% ../../nbs/widgets/01_picker.ipynb #4fdb46cd
+# %% ../../nbs/widgets/01_picker.ipynb #441fc4a6
 WHO = {'everything':'all', 'people':'people', 'things':'things', 'half people, half things':'half'}
 FLAGS = dict(people=True, things=False)
 
@@ -103,7 +104,7 @@ class AuxPicker(Panel):
         self.known = measured(pool, suggestion, measure)
         self.scores = scores_of(self.known)
         self._chosen, self._first = set(), 0
-        self.tiles = Tiles(min(page, len(pool)), self._clicked)
+        self.tiles = Tiles(min(page, len(pool)), partial(self.safely, self._clicked))
         self._build()
         self._draw()
         self.chosen = chosen or (self._suggested() if suggestion is not None else ())
@@ -245,14 +246,14 @@ def _rule(self:AuxPicker):
     more = *suggested, self.button('None', lambda: self.clear()), self.button('Invert', lambda: self.invert())
     return row('Choose', n, 'of', who, 'by', by, choose, *more, name='sb-rule')
 
-# %% ../../nbs/widgets/01_picker.ipynb #eb428748
+# %% ../../nbs/widgets/01_picker.ipynb #819a5558
 @patch
 def _pager(self:AuxPicker):
     "What is shown, and in which order."
     wide = dict(width='auto')
     self._filter = ToggleButtons(options=['all','people','things','chosen'], layout=wide)
     self._sort = Dropdown(options=['pool order', *self.scores], layout=wide)
-    for w in (self._filter, self._sort): w.observe(self._draw, 'value')
+    self.hear(self._filter, self._sort, act=self._draw)
     self._back = self.button('‹', lambda: self.turn(-1), 'the page before')
     self._on = self.button('›', lambda: self.turn(), 'the next page')
     self._where = HTML()
