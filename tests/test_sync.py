@@ -1,8 +1,10 @@
 "The notebooks are the source: what is made from them is up to date, and they are clean."
-import runpy, shutil, subprocess, sys
+import configparser, runpy, shlex, shutil, subprocess, sys
 from pathlib import Path
 
 import pytest
+from packaging.requirements import Requirement
+from packaging.version import Version
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -41,3 +43,10 @@ def test_clean(checkout):
 def test_readme():
     render = runpy.run_path(str(ROOT/'tools/render_readme.py'))['render']
     assert (ROOT/'README.md').read_text('utf-8')==render(ROOT/'nbs/index.ipynb')
+
+def test_the_lowest_versions_are_the_bounds():
+    ini = configparser.ConfigParser(delimiters=['=']); ini.read(ROOT/'settings.ini', encoding='utf-8')
+    bounds = {(r := Requirement(text)).name:next(iter(r.specifier)).version for text in shlex.split(ini['DEFAULT']['requirements'])}
+    lowest, pinned = ({(r := Requirement(line)).name.lower():next(iter(r.specifier)).version for line in (ROOT/f).read_text().splitlines() if line and line[0]!='#'} for f in ('lowest.txt','constraints.txt'))
+    assert set(lowest)==set(bounds)<=set(pinned)
+    for name,v in bounds.items(): assert Version(v).release==Version(lowest[name]).release[:len(Version(v).release)] and Version(v)<=Version(pinned[name]), name

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['PIPELINES', 'AMUSED', 'upstream', 'have_amused', 'Tokens', 'PooledClip', 'TokenNet', 'Amused', 'blank_amused',
-           'open_folder', 'bones_of']
+           'bones_of', 'open_folder']
 
-# %% ../../nbs/bases/05_amused.ipynb #746cabf0
+# %% ../../nbs/bases/05_amused.ipynb #59b5f5ec
 import copy, hashlib
 from dataclasses import dataclass, replace
 
@@ -14,10 +14,12 @@ import torch
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModelWithProjection, CLIPTokenizer, PreTrainedModel
 
-from .base import Base, Condition
+from .base import Base, Condition, exact
 from .files import TINY, index_of, weight_files, weights_hash
 from .processes import Masked
-from .stable_diffusion import Clip, read_part
+from styleboost.bases.reading import (TOKENIZERS, check_classes, read_part, read_scheduler, read_tokenizer, shape_of,
+    tried)
+from .stable_diffusion import Clip
 from ..core import StyleboostError, first_line, note, quiet
 
 # %% ../../nbs/bases/05_amused.ipynb #b0801098
@@ -34,7 +36,7 @@ def have_amused()->bool:
     try: return bool(upstream())
     except StyleboostError: return False
 
-# %% ../../nbs/bases/05_amused.ipynb #86b9d3bf
+# %% ../../nbs/bases/05_amused.ipynb #d41ae372
 class Tokens:
     "A vector-quantised autoencoder: pictures <-> token ids (n, h', w')."
     def __init__(self, vqvae): self.vqvae = vqvae
@@ -50,7 +52,7 @@ class Tokens:
     @torch.no_grad()
     def decode(self, x):
         shape = (len(x), *x.shape[1:], self.vqvae.config.latent_channels)
-        with torch.autocast(self.vqvae.device.type, enabled=False):
+        with exact(self.vqvae.device):
             made = self.vqvae.decode(x.to(self.vqvae.device), force_not_quantize=True, shape=shape)
         return made.sample.clamp(0,1)*2-1
     def shape(self, size): return tuple(s//self.downscale for s in size)
@@ -176,37 +178,46 @@ def blank_amused(
     for m in b.modules.values(): m.requires_grad_(False).eval()
     return b
 
-# %% ../../nbs/bases/05_amused.ipynb #6691ad7f
+# %% ../../nbs/bases/05_amused.ipynb #4a4a871e
 def _classes():
     "The classes of the parts with weights."
     _, net, vq, _ = upstream()
     return dict(text_encoder=CLIPTextModelWithProjection, transformer=net, vqvae=vq)
 
-def _words_and_noise(folder)->dict:
-    "A folder's tokenizer and scheduler."
-    return dict(tokenizer=CLIPTokenizer.from_pretrained(folder, subfolder='tokenizer'),
-        scheduler=upstream()[3].from_pretrained(folder, subfolder='scheduler'))
-
-def open_folder(folder, name, dtype, variant=None, allow_pickle=False)->Base:
-    "A base of a folder that AmusedPipeline's save_pretrained wrote."
-    parts, lost = {}, set(_classes())-set(index_of(folder)[1])
+def _components(folder)->dict:
+    "What a folder's settings make, on the current default device: models without weights, tokenizer and scheduler."
+    classes, noise = _classes(), upstream()[3]
+    lost = {*classes, 'tokenizer', 'scheduler'}-set(index_of(folder)[1])
     if lost: raise StyleboostError(f'{folder} has no {", ".join(sorted(lost))}; fetch it again.')
-    with quiet():
-        for k,cls in _classes().items():
-            v, files = weight_files(folder, k, variant, allow_pickle)
-            if v!=(variant or ''): note(f'{name} holds {k} only as {v or "plain"} weights, and those are read.')
-            kind = torch.float32 if k=='vqvae' else dtype
-            parts[k] = read_part(folder, k, cls, kind, v, files[0].suffix=='.bin')
-        try: parts |= _words_and_noise(folder)
-        except (OSError, ValueError, TypeError) as e:
-            raise StyleboostError(f'{folder} has a tokenizer or a scheduler that cannot be read ({first_line(e)}); '
-                'fetch or save it again.') from e
-    return AMUSED.base(name, weights_hash(folder, variant, allow_pickle), parts, folder)
+    allowed = {k:(c.__name__,) for k,c in classes.items()}
+    check_classes(folder, dict(allowed, tokenizer=TOKENIZERS, scheduler=(noise.__name__,)), AMUSED.title)
+    out = {k:shape_of(folder, k, c) for k,c in classes.items()}
+    return dict(out, tokenizer=read_tokenizer(folder, 'tokenizer'), scheduler=read_scheduler(folder, noise))
+
+def _shapes(folder, name, parts)->Base:
+    "The base that components without weights make."
+    try:
+        net, vq, mask = parts['transformer'].config, parts['vqvae'].config, parts['scheduler'].config.mask_token_id
+        if net.codebook_size!=vq.num_vq_embeddings:
+            raise ValueError(f'{net.codebook_size} tokens are drawn and {vq.num_vq_embeddings} can be decoded')
+        if type(mask) is not int or not net.codebook_size<=mask<net.vocab_size:
+            raise ValueError(f'the token that hides others is {mask!r}')
+        return AMUSED.base(name, '', parts, folder)
+    except Exception as e:
+        raise StyleboostError(f'{folder} has settings that do not go together ({first_line(e)}); '
+            'fetch or save the base again.') from e
 
 def bones_of(path, name)->Base:
     "A folder's architecture on the current default device, without weights."
-    def made(part, cls):
-        if part=='text_encoder': return cls(CLIPTextConfig.from_pretrained(path, subfolder=part))
-        return cls.from_config(cls.load_config(path, subfolder=part))
-    with quiet(): parts = {k:made(k, cls) for k,cls in _classes().items()} | _words_and_noise(path)
-    return AMUSED.base(name, '', parts, path)
+    with quiet(): return _shapes(path, name, _components(path))
+
+def open_folder(folder, name, dtype, variant=None, allow_pickle=False)->Base:
+    "A base of a folder that AmusedPipeline's save_pretrained wrote."
+    with quiet():
+        with torch.device('meta'): parts = _components(folder)
+        shapes = tried(_shapes(folder, name, dict(parts)), folder)
+        for k,shape in shapes.modules.items():
+            v, files = weight_files(folder, k, variant, allow_pickle)
+            if v!=(variant or ''): note(f'{name} holds {k} only as {v or "plain"} weights, and those are read.')
+            parts[k] = read_part(folder, k, shape, torch.float32 if k=='vqvae' else dtype, v, files)
+    return AMUSED.base(name, weights_hash(folder, variant, allow_pickle), parts, folder)

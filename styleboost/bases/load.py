@@ -18,13 +18,17 @@ from .stable_diffusion import STABLE, blank_stable, checkpoint_family, open_file
 from ..core import StyleboostError, note
 from ..devices import lacks, pick_device
 
-# %% ../../nbs/bases/06_load.ipynb #83c909de
+# %% ../../nbs/bases/06_load.ipynb #4c1053b1
 READERS = {p:m for m in (stable_diffusion, amused) for p in m.PIPELINES}    # a pipeline's class name -> its notebook
 FAMILIES = {**{f.name:f.title for f in STABLE.values()}, amused.AMUSED.name:amused.AMUSED.title}
 
 def reader_of(folder):
-    "The notebook that reads a folder; Stable Diffusion's refuses what nobody reads."
-    return READERS.get(index_of(folder)[0], stable_diffusion)
+    "The notebook that reads a folder; refuses what none of them reads."
+    kind, (*some, last) = index_of(folder)[0], FAMILIES.values()
+    if kind not in READERS:
+        raise StyleboostError(f'{folder} holds a {kind}, and bases are {", ".join(some)} or {last}; '
+            'choose one of those.')
+    return READERS[kind]
 
 # %% ../../nbs/bases/06_load.ipynb #c16569c4
 def load_base(

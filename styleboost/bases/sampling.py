@@ -132,7 +132,7 @@ def _more(base, n, size, frame, pictures):
     if not seen: raise StyleboostError(f'{base.name} follows no picture; leave the pictures out.')
     return more | Condition(seen).to(base.device)
 
-# %% ../../nbs/bases/07_sampling.ipynb #8db81269
+# %% ../../nbs/bases/07_sampling.ipynb #662fb6f0
 def _draw(base, texts, seeds, more, size, steps, sampler, negative, guidance, bar):
     "One batch of pictures."
     gens = [torch.Generator().manual_seed(s) for s in seeds]
@@ -145,7 +145,11 @@ def _draw(base, texts, seeds, more, size, steps, sampler, negative, guidance, ba
         pred = predicted(base, way.input(x, t), t, terms, told(terms, t))
         x = way.step(pred, t, x, gens)
         bar.update(len(texts)*steps/len(way.timesteps))
-    return to_pil(base.codec.decode(x))
+    made = base.codec.decode(x)
+    bad = (~torch.isfinite(made).flatten(1).all(1)).sum().item()
+    if bad: note(f'{bad} of {len(made)} pictures are black, since {base.name} answered with numbers that are none '
+                 '(NaN); draw in float32, with another scheduler, or from an earlier step.')
+    return to_pil(made)
 
 # %% ../../nbs/bases/07_sampling.ipynb #de70f71c
 @torch.no_grad()

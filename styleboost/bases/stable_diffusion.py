@@ -4,43 +4,56 @@
 
 # %% auto #0
 __all__ = ['SD1', 'SD2', 'SDXL', 'STABLE', 'PIPELINES', 'CONFIGS', 'Latents', 'Clip', 'Unet', 'UnetXL', 'StableDiffusion',
-           'kind_of', 'blank_stable', 'parts_of', 'read_part', 'open_folder', 'checkpoint_family', 'open_file',
-           'bones_of']
+           'kind_of', 'blank_stable', 'parts_of', 'bones_of', 'open_folder', 'checkpoint_family', 'open_file']
 
-# %% ../../nbs/bases/04_stable_diffusion.ipynb #2e049957
-import copy, hashlib, json
+# %% ../../nbs/bases/04_stable_diffusion.ipynb #8f8449c8
+import copy, hashlib, json, math, shutil, tempfile
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import diffusers, torch
 from diffusers import AutoencoderKL, DDPMScheduler, UNet2DConditionModel
 from fastcore.basics import patch
-from safetensors import SafetensorError
+from safetensors import safe_open
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from .base import Base, Condition
-from styleboost.bases.files import (TINY, find_base, hash_files, index_of, settings_of, tensor_names, weight_files,
-    weights_hash)
-from .original_names import single_tensors, unet_name
+from .base import Base, Condition, exact
+from .files import (PARTS, TINY, find_base, hash_files, index_of, read_json, settings_of, tensor_names,
+    weight_files, weights_hash)
+from .original_names import ABOUT, single_tensors, unet_name
 from .processes import Gaussian
+from .reading import (SCHEDULERS, TOKENIZERS, check_classes, check_filled, check_finite, read_part,
+    read_scheduler, read_tokenizer, shape_of, tried)
 from ..core import StyleboostError, first_line, note, quiet
 
-# %% ../../nbs/bases/04_stable_diffusion.ipynb #55c325ea
+# %% ../../nbs/bases/04_stable_diffusion.ipynb #6abd2fde
 class Latents:
     "An autoencoder: pictures <-> latents, scaled as the net sees them."
-    def __init__(self, vae:AutoencoderKL): self.vae = vae
+    def __init__(self,
+        vae:AutoencoderKL,
+        measured:bool=False,  # whether the family centres latents by the mean and deviation that a folder may have
+    ):
+        self.vae, c = vae, vae.config
+        self.given = (c.latents_mean, c.latents_std) if measured and c.latents_mean and c.latents_std else None
     @property
     def parts(self): return dict(vae=self.vae)
     @property
     def downscale(self): return 2**(len(self.vae.config.block_out_channels)-1)
     @property
     def scale(self): return self.vae.config.scaling_factor
+    def centre(self, device):
+        "What latents are moved and multiplied by, a channel."
+        if self.given is None: return 0, self.scale
+        mean, std = (torch.tensor(v, device=device).view(-1,1,1) for v in self.given)
+        return mean, self.scale/std
     @torch.no_grad()
     def keep(self, x):
         "(n,3,h,w) in [-1,1] -> (n,2c,h',w'): means, then deviations."
         q = self.vae.encode(x.to(self.vae.device, self.vae.dtype)).latent_dist
-        return torch.cat((q.mean*self.scale, q.std*self.scale), 1)
+        mean, by = self.centre(q.mean.device)
+        return torch.cat(((q.mean-mean)*by, q.std*by), 1)
     def draw(self, kept, g):
         "A sample of one row's latents."
         mean, std = kept.chunk(2)
@@ -48,17 +61,21 @@ class Latents:
     @torch.no_grad()
     def decode(self, x):
         "(n,c,h',w') -> (n,3,h,w) in [-1,1]."
-        with torch.autocast(self.vae.device.type, enabled=False):
-            return self.vae.decode(x.to(self.vae.device, self.vae.dtype)/self.scale).sample.clamp(-1,1)
+        mean, by = self.centre(self.vae.device)
+        with exact(self.vae.device):
+            return self.vae.decode(x.to(self.vae.device, self.vae.dtype)/by+mean).sample.clamp(-1,1)
     def shape(self, size):
         h, w = size
         return self.vae.config.latent_channels, h//self.downscale, w//self.downscale
-    def hash(self):
-        "Sixteen hexadecimal digits of the autoencoder's weights."
-        h = hashlib.sha256(str(self.scale).encode())
-        for k,v in sorted(self.vae.state_dict().items()):
-            h.update(k.encode()); h.update(v.detach().float().cpu().numpy().tobytes())
-        return h.hexdigest()[:16]
+
+# %% ../../nbs/bases/04_stable_diffusion.ipynb #c5faf2c8
+@patch
+def hash(self:Latents)->str:
+    "Sixteen hexadecimal digits of the autoencoder's weights, and of how it scales."
+    h = hashlib.sha256(str(self.scale if self.given is None else (self.scale, self.given)).encode())
+    for k,v in sorted(self.vae.state_dict().items()):
+        h.update(k.encode()); h.update(v.detach().float().cpu().numpy().tobytes())
+    return h.hexdigest()[:16]
 
 # %% ../../nbs/bases/04_stable_diffusion.ipynb #c3fd406e
 @dataclass
@@ -141,7 +158,7 @@ class UnetXL(Unet):
         added = dict(text_embeds=c['pooled'].to(self.dtype), time_ids=frame.float().expand(len(xt), 6))
         return dict(super().told(xt, c), added_cond_kwargs=added)
 
-# %% ../../nbs/bases/04_stable_diffusion.ipynb #a5e33b1a
+# %% ../../nbs/bases/04_stable_diffusion.ipynb #aee916d6
 @dataclass(frozen=True)
 class StableDiffusion:
     "One of the three families."
@@ -173,7 +190,7 @@ class StableDiffusion:
         tokenizers = {k:parts[k.replace('text_encoder','tokenizer')] for k in encoders}
         for k,m in encoders.items():     # old tokenizers do not know how much is read
             tokenizers[k].model_max_length = min(tokenizers[k].model_max_length, m.config.max_position_embeddings)
-        codec, unet, sched = Latents(parts['vae']), parts['unet'], parts['scheduler']
+        codec, unet, sched = Latents(parts['vae'], self.two), parts['unet'], parts['scheduler']
         net = UnetXL(unet, codec.downscale) if self.two else Unet(unet)
         process = Gaussian(DDPMScheduler.from_config(sched.config), type(sched).__name__, name=name)
         return Base(name, digest, codec, Clip(encoders, tokenizers, zeros), net, process, self,
@@ -235,7 +252,9 @@ def python(self:StableDiffusion)->dict:
     if not self.two: return {}
     one = 'pipe.load_textual_inversion(rows["%s"], token="{word}", text_encoder=pipe.%s, tokenizer=pipe.%s)'
     lines = ['from safetensors.torch import load_file', 'rows = load_file("{file}")',
-        one%('clip_l','text_encoder','tokenizer'), one%('clip_g','text_encoder_2','tokenizer_2')]
+        one%('clip_l','text_encoder','tokenizer'), one%('clip_g','text_encoder_2','tokenizer_2'),
+        '# old settings pool at the highest token, which is now a new word',
+        'pipe.text_encoder_2.text_model.eos_token_id = pipe.tokenizer_2.eos_token_id']
     return dict(embedding='\n'.join(lines))
 
 # %% ../../nbs/bases/04_stable_diffusion.ipynb #4d70cd31
@@ -307,7 +326,7 @@ def blank_stable(
     for m in b.modules.values(): m.requires_grad_(False).eval()
     return b
 
-# %% ../../nbs/bases/04_stable_diffusion.ipynb #47fec357
+# %% ../../nbs/bases/04_stable_diffusion.ipynb #b4636481
 _CLASSES = {c.__name__:c for c in (CLIPTextModel, CLIPTextModelWithProjection, UNet2DConditionModel, AutoencoderKL)}
 PIPELINES = ('StableDiffusionPipeline','StableDiffusionImg2ImgPipeline',
     'StableDiffusionXLPipeline','StableDiffusionXLImg2ImgPipeline')
@@ -318,48 +337,84 @@ def parts_of(
     "The parts of a base; refuses what is none of the three families."
     kind, parts = index_of(folder)
     if kind not in PIPELINES:
-        raise StyleboostError(f'{folder} holds a {kind}, and bases are Stable Diffusion 1.x, 2.x or XL; '
-            'choose one of those.')
-    lost = set((SDXL if 'XL' in kind else SD1).needs)-set(parts)
+        raise StyleboostError(f'{folder} holds a {kind}, and not Stable Diffusion 1.x, 2.x or XL; choose one of those.')
+    two = 'XL' in kind
+    lost = set((SDXL if two else SD1).needs)-set(parts)
     if lost:
         raise StyleboostError(f'{folder} has no {", ".join(sorted(lost))}, so it is no base of its own '
             '(SDXL\'s refiner is such a model); choose the model that it goes with.')
-    other = [f'{k} is a {parts[k]}' for k,c in StableDiffusion.models.items() if k in parts and parts[k]!=c]
-    if other:
-        raise StyleboostError(f'{folder} is not built as Stable Diffusion 1.x, 2.x or XL are: its {other[0]}; '
-            'choose another base.')
+    models = {k:(c,) for k,c in StableDiffusion.models.items() if two or k!='text_encoder_2'}
+    words = {k:TOKENIZERS for k in (('tokenizer','tokenizer_2') if two else ('tokenizer',))}
+    check_classes(folder, dict(models, **words, scheduler=SCHEDULERS), 'Stable Diffusion 1.x, 2.x or XL')
     return parts
 
-def read_part(folder, part, cls, dtype, variant, pickle):
-    "A model of a folder, whole or refused."
-    kw = dict(subfolder=part, variant=variant or None, use_safetensors=not pickle, output_loading_info=True)
-    kw['dtype' if 'text' in part else 'torch_dtype'] = dtype
-    try: model, info = cls.from_pretrained(folder, **kw)
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as e:
-        raise StyleboostError(f'{folder/part} cannot be read ({first_line(e)}); fetch or save it again.') from e
-    lost = sorted(info['missing_keys'])
-    if lost:
-        raise StyleboostError(f'{folder/part} lacks {len(lost)} of its weights, {lost[0]} among them; '
-            'fetch or save it again.')
-    return model
+# %% ../../nbs/bases/04_stable_diffusion.ipynb #0ef4ad28
+def _components(path)->dict:
+    "What a folder's settings make, on the current default device: models without weights, tokenizers and a scheduler."
+    parts = parts_of(path)
+    out = {k:shape_of(path, k, _CLASSES[parts[k]]) for k in StableDiffusion.models if k in parts}
+    out |= {k:read_tokenizer(path, k) for k in ('tokenizer','tokenizer_2') if k in parts}
+    with torch.device('cpu'): out['scheduler'] = read_scheduler(path, getattr(diffusers, parts['scheduler']))
+    return out
 
-# %% ../../nbs/bases/04_stable_diffusion.ipynb #48f26287
-def _models(folder, name, parts, dtype, variant, allow_pickle):
+def _shapes(path, name, components)->Base:
+    "The base that components without weights make."
+    family = kind_of('text_encoder_2' in components, components['unet'].config.use_linear_projection)
+    try: return family.base(name, '', components, path)
+    except Exception as e:
+        raise StyleboostError(f'{path} has settings that do not go together ({first_line(e)}); '
+            'fetch or save the base again.') from e
+
+def bones_of(
+    path:Path,   # a folder in diffusers' layout
+    name:str,
+)->Base:         # on the current default device, such as 'meta'
+    "A base's architecture without its weights, of which nothing is read."
+    with quiet(): return _shapes(path, name, _components(path))
+
+# %% ../../nbs/bases/04_stable_diffusion.ipynb #52cb666a
+def _check_codec(base):
+    "Refuses an autoencoder whose latents have no scale; says which of its settings the family's pipeline leaves out."
+    c, n = base.codec.vae.config, base.codec.vae.config.latent_channels
+    def number(v): return type(v) in (int,float) and math.isfinite(v)
+    if not number(c.scaling_factor) or c.scaling_factor<=0:
+        raise StyleboostError(f'The autoencoder of {base.name} scales by {c.scaling_factor!r}; choose another base.')
+    for k in ('latents_mean','latents_std'):
+        v = c[k]
+        fits = v is None or isinstance(v, (list,tuple)) and len(v)==n and all(map(number, v))
+        if not fits or k=='latents_std' and v is not None and min(v)<=0:
+            raise StyleboostError(f'The {k} of {base.name} is {str(v)[:80]}, where {n} numbers are expected; '
+                'choose another base.')
+    out = [k for k in ('shift_factor','latents_mean','latents_std') if c[k] and (k[0]=='s' or base.codec.given is None)]
+    if out: note(f'{base.name} has an autoencoder with {", ".join(out)}, which diffusers leaves out for '
+                 f'{base.family.title}, and so do we.')
+
+def _check_kind(base):
+    "Refuses models for inpainting, depth or editing, and distilled ones."
+    unet, vae = base.net.unet.config, base.codec.vae.config
+    if unet.in_channels!=vae.latent_channels:
+        raise StyleboostError(f'The U-Net of {base.name} takes {unet.in_channels} channels and its autoencoder makes '
+            f'{vae.latent_channels}, as in models for inpainting, depth or editing; choose a text-to-image model.')
+    if unet.time_cond_proj_dim:
+        raise StyleboostError(f'{base.name} is a latent consistency model, distilled to be told the guidance; '
+            'choose the model that it was distilled from.')
+
+# %% ../../nbs/bases/04_stable_diffusion.ipynb #6c98d118
+def _models(folder, name, shapes, dtype, variant, allow_pickle):
     "The parts with weights; says where only another variant is there."
     out, got = {}, {}
-    for p in (p for p in StableDiffusion.models if p in parts):
+    for p,shape in ((p, shapes[p]) for p in StableDiffusion.models if p in shapes):
         v, files = weight_files(folder, p, variant, allow_pickle)
         if v!=(variant or ''): got.setdefault(v, []).append(p)
         if variant and p=='unet' and v!=variant:
             raise StyleboostError(f'{name} has no {variant} weights of its U-Net; '
                 f'leave the variant out, or give {v!r}.')
-        kind, pickled = torch.float32 if p=='vae' else dtype, files[0].suffix=='.bin'
-        out[p] = read_part(folder, p, _CLASSES[parts[p]], kind, v, pickled)
+        out[p] = read_part(folder, p, shape, torch.float32 if p=='vae' else dtype, v, files)
     for v,ps in got.items():
         note(f'{name} holds {", ".join(ps)} only as {v or "plain"} weights, and those are read.')
     return out
 
-# %% ../../nbs/bases/04_stable_diffusion.ipynb #ad20752e
+# %% ../../nbs/bases/04_stable_diffusion.ipynb #f4be653d
 def _assembled(components, zeros):
     "A diffusers pipeline of components, whose building mends old settings."
     if 'text_encoder_2' in components:
@@ -370,46 +425,30 @@ def _assembled(components, zeros):
 
 def _folder_pipeline(folder, name, dtype, variant, allow_pickle):
     "diffusers' pipeline of a folder, whole or refused."
-    parts = parts_of(folder)
-    out = _models(folder, name, parts, dtype, variant, allow_pickle)
-    try:
-        for p in ('tokenizer','tokenizer_2'):
-            if p in parts: out[p] = CLIPTokenizer.from_pretrained(folder, subfolder=p)
-        out['scheduler'] = getattr(diffusers, parts['scheduler']).from_pretrained(folder, subfolder='scheduler')
-    except (OSError, ValueError, AttributeError, TypeError) as e:
-        raise StyleboostError(f'{folder} has a tokenizer or a scheduler that cannot be read ({first_line(e)}); '
-            'fetch or save it again.') from e
-    index = json.loads((folder/'model_index.json').read_text('utf-8'))
-    return _assembled(out, index.get('force_zeros_for_empty_prompt', True))
+    with torch.device('meta'): parts = _components(folder)
+    shapes = _shapes(folder, name, dict(parts))
+    _check_kind(shapes)
+    tried(shapes, folder)
+    out = parts | _models(folder, name, shapes.modules, dtype, variant, allow_pickle)
+    return _assembled(out, read_json(folder/'model_index.json').get('force_zeros_for_empty_prompt', True) is not False)
 
 def _mended(pipe, folder):
     "What diffusers changed in the settings of an old folder."
-    size = json.loads((folder/'unet'/'config.json').read_text('utf-8')).get('sample_size')
-    was = dict(type(pipe.scheduler).from_pretrained(folder, subfolder='scheduler').config, sample_size=size)
+    size = read_json(folder/'unet'/'config.json').get('sample_size')
+    said = read_json(folder/'scheduler'/'scheduler_config.json')
+    was = dict(type(pipe.scheduler).from_config(said).config, sample_size=size)
     now = dict(pipe.scheduler.config, sample_size=pipe.unet.config.sample_size)
     changed = [k for k in ('steps_offset','clip_sample','sample_size') if k in was and was[k]!=now[k]]
     return [f'{k} {was[k]} as {now[k]}' for k in changed]
 
-# %% ../../nbs/bases/04_stable_diffusion.ipynb #23490cc8
-def _check_kind(base, pipe):
-    "Refuses models for inpainting, depth or editing, distilled ones, and those of another noise."
-    unet, vae = base.net.unet.config, base.codec.vae.config
-    if unet.in_channels!=vae.latent_channels:
-        raise StyleboostError(f'The U-Net of {base.name} takes {unet.in_channels} channels and its autoencoder makes '
-            f'{vae.latent_channels}, as in models for inpainting, depth or editing; choose a text-to-image model.')
-    if unet.time_cond_proj_dim:
-        raise StyleboostError(f'{base.name} is a latent consistency model, distilled to be told the guidance; '
-            'choose the model that it was distilled from.')
-    if 'beta_start' not in pipe.scheduler.config:
-        raise StyleboostError(f'{base.name} was trained with another noise process ({type(pipe.scheduler).__name__}) '
-            'than Stable Diffusion 1.x, 2.x and XL; choose another base.')
-
+# %% ../../nbs/bases/04_stable_diffusion.ipynb #3e9876a3
 def _based(pipe, name, digest, folder, path)->Base:
     "The base that a pipeline makes; `folder` has its configurations."
     p = pipe.components
     family = kind_of(p.get('text_encoder_2') is not None, pipe.unet.config.use_linear_projection)
     base = family.base(name, digest, p, path, bool(pipe.config.get('force_zeros_for_empty_prompt')))
-    _check_kind(base, pipe)
+    _check_kind(base)
+    _check_codec(base)
     mended = _mended(pipe, folder)
     if mended: note(f'{name} has settings of an old kind; read, as diffusers does: {", ".join(mended)}.')
     return base
@@ -426,7 +465,7 @@ def open_folder(
         pipe = _folder_pipeline(folder, name, dtype, variant, allow_pickle)
         return _based(pipe, name, weights_hash(folder, variant, allow_pickle), folder, folder)
 
-# %% ../../nbs/bases/04_stable_diffusion.ipynb #06449f0d
+# %% ../../nbs/bases/04_stable_diffusion.ipynb #8028af85
 def checkpoint_family(
     keys:list,  # names of tensors
 )->StableDiffusion|None:
@@ -453,7 +492,7 @@ def _config_for(file, family, config):
     except StyleboostError as e:
         raise StyleboostError(f'{file} is {family.title} and needs a configuration and tokenizer, which are not in it, '
             f'and {where} cannot be had; give config=, a folder in diffusers\' layout of the same family.') from e
-    linear = json.loads((folder/'unet'/'config.json').read_text('utf-8')).get('use_linear_projection')
+    linear = read_json(folder/'unet'/'config.json').get('use_linear_projection')
     theirs = kind_of('text_encoder_2' in parts_of(folder), linear)
     if theirs!=family:
         raise StyleboostError(f'{file} is {family.title}, and the configuration {where} is of {theirs.title}; '
@@ -462,25 +501,64 @@ def _config_for(file, family, config):
 
 CONFIGS = {f.name:f.config for f in STABLE.values()}
 
-# %% ../../nbs/bases/04_stable_diffusion.ipynb #a9fdb3c9
-def _file_pipeline(file, family, folder, where, dtype, keys):
-    "diffusers' pipeline of a single file, whole or refused."
+# %% ../../nbs/bases/04_stable_diffusion.ipynb #c01a3760
+def _said_by(file)->dict:
+    "The settings that a file's header carries, by part."
+    if file.suffix!='.safetensors': return {}
+    with safe_open(file, 'pt') as f: about = f.metadata() or {}
+    return {k.removeprefix(ABOUT):v for k,v in about.items() if k.startswith(ABOUT) and k.removeprefix(ABOUT) in PARTS}
+
+@contextmanager
+def _own_settings(file, folder, family):
+    "A folder for the time being, with the settings of a base and nothing besides."
+    with tempfile.TemporaryDirectory() as d:
+        own, said = Path(d), _said_by(file)
+        for f,name in settings_of(folder).items():
+            (own/name).parent.mkdir(exist_ok=True)
+            shutil.copyfile(f, own/name)
+        for part,text in said.items():
+            (own/part).mkdir(exist_ok=True)
+            (own/part/('scheduler_config.json' if part=='scheduler' else 'config.json')).write_text(text, 'utf-8')
+        index = read_json(folder/'model_index.json')
+        index = {k:v for k,v in index.items() if k in PARTS or isinstance(v, bool)}
+        if 'scheduler' in said:
+            index['scheduler'] = ['diffusers', read_json(own/'scheduler'/'scheduler_config.json').get('_class_name')]
+        index['_class_name'] = family.pipeline_class.__name__
+        (own/'model_index.json').write_text(json.dumps(index), 'utf-8')
+        yield own
+
+# %% ../../nbs/bases/04_stable_diffusion.ipynb #aed95946
+def _read_file(file, family, own, where):
+    "diffusers' pipeline of a single file."
+    with torch.device('meta'): parts = _components(own)
+    shapes = _shapes(own, str(file), dict(parts))
+    _check_kind(shapes)
+    tried(shapes, own)
     more = dict(safety_checker=None, requires_safety_checker=False)
     if family.two: more = dict(add_watermarker=False)
-    more |= dict(config=str(folder), local_files_only=True, feature_extractor=None, image_encoder=None)
-    try: pipe = family.pipeline_class.from_single_file(str(file), **more)
+    more |= {k:v for k,v in parts.items() if k not in shapes.modules}
+    more |= dict(config=str(own), local_files_only=True, feature_extractor=None, image_encoder=None)
+    try:
+        for k,m in shapes.modules.items(): check_filled(m, f'its {k}', [file])
+        return family.pipeline_class.from_single_file(str(file), **more)
     except Exception as e:
         raise StyleboostError(f'{file} does not fit the configuration {where} ({first_line(e)}); give config=, '
             'a folder in diffusers\' layout of the model that it was made from.') from e
+
+# %% ../../nbs/bases/04_stable_diffusion.ipynb #cbe88b8e
+def _file_pipeline(file, family, own, where, dtype, keys):
+    "diffusers' pipeline of a single file, whole or refused."
+    pipe = _read_file(file, family, own, where)
     for p in (p for p in StableDiffusion.models if pipe.components.get(p) is not None):
         m = pipe.components[p]
         if any(w.is_meta for w in m.parameters()):
             raise StyleboostError(f'{file} lacks weights of its {p}; fetch it again.')
-        m.to(torch.float32 if p=='vae' else dtype)
+        check_finite(m.to(torch.float32 if p=='vae' else dtype), [file])
     more = {}
     if 'v_pred' in keys: more = dict(prediction_type='v_prediction')        # a marker that v-prediction models carry
     if 'v_pred' in keys and 'ztsnr' in keys: more |= dict(rescale_betas_zero_snr=True, timestep_spacing='trailing')
-    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **more)
+    if 'scheduler' not in _said_by(file):
+        pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **more)
     return pipe
 
 def open_file(
@@ -494,27 +572,12 @@ def open_file(
     keys = tensor_names(file, allow_pickle)
     family = _family_of(file, keys)
     where, folder = _config_for(file, family, config)
-    with quiet():
-        pipe = _file_pipeline(file, family, folder, where, dtype, keys)
+    with quiet(), _own_settings(file, folder, family) as own:
+        try: pipe = _file_pipeline(file, family, own, where, dtype, keys)
+        except StyleboostError as e:
+            said = file if _said_by(file) else folder         # whose settings they were, not our folder for the time
+            raise StyleboostError(str(e).replace(str(own), str(said))) from e
         note(f'{name} is {family.title}; its configuration is taken from {where}, so it is read as predicting '
              f'{pipe.scheduler.config.prediction_type}.')
         digest = hash_files({file:'checkpoint', **settings_of(folder)})
-        return _based(pipe, f'{name}@{config}' if config else str(name), digest, folder, file)
-
-# %% ../../nbs/bases/04_stable_diffusion.ipynb #32c26a3b
-def bones_of(
-    path:Path,   # a folder in diffusers' layout
-    name:str,
-)->Base:         # on the current default device, such as 'meta'
-    "A base's architecture without its weights, of which nothing is read."
-    parts = parts_of(path)
-    def made(part):
-        cls = _CLASSES[StableDiffusion.models[part]]
-        if 'text' in part: return cls(CLIPTextConfig.from_pretrained(path, subfolder=part))
-        return cls.from_config(cls.load_config(path, subfolder=part))
-    with quiet():
-        toks = {k:CLIPTokenizer.from_pretrained(path, subfolder=k) for k in ('tokenizer','tokenizer_2') if k in parts}
-        models = {k:made(k) for k in StableDiffusion.models if k in parts}
-        noise = DDPMScheduler.from_pretrained(path, subfolder='scheduler')
-    family = kind_of('text_encoder_2' in parts, models['unet'].config.use_linear_projection)
-    return family.base(name, '', dict(models, **toks, scheduler=noise), path)
+        return _based(pipe, f'{name}@{config}' if config else str(name), digest, own, file)
