@@ -161,7 +161,8 @@ def _lead(artwork): return (
 def _overview(ref, columns, asked):
     "StyleRef, and what was drawn for a few prompts of people and of things."
     half = len(asked)//2
-    return overview(ref, columns, asked, [*range(min(4, half)), *range(half, half+min(3, half))])
+    drawn = [c for c in columns if c.name!='truth']
+    return overview(ref, drawn, asked, [*range(min(4, half)), *range(half, half+min(3, half))])
 
 # %% ../nbs/90_demo.ipynb #530814c7
 def demo(
@@ -180,10 +181,11 @@ def demo(
     asked, token = prompts_up_to(size.prompts, style), kw.get('token', TOKEN)
     exam = Exam(asked, reference(style), token, seed, size.draw_steps, progress)
     recipes = arms(ref, pool(aux), size.prior, seed, steps=size.steps, **kw)
-    scores = dict(truth=exam.score([p.truth.open() for p in asked]))
+    own = [p.truth.open() for p in asked]
+    scores = dict(truth=exam.score(own))
     untouched = exam.draw(base)
     scores['base'] = exam.score(untouched)
-    columns = [Column('base', ARM_TITLES['base'], untouched, _as_dict(scores['base']))]
+    columns = [Column(k, ARM_TITLES[k], ims, _as_dict(scores[k])) for k,ims in (('truth',own), ('base',untouched))]
     for name,recipe in recipes.items():
         column, scores[name] = _run_arm(name, recipe, out/name, base, exam)
         columns.append(column)

@@ -19,7 +19,8 @@ from PIL import Image
 from ..core import StyleboostError, write_whole
 from ..pictures.images import ImageSet, Picture
 from ..pictures.sheets import gridded, labelled
-from .figures import Line, PALETTE, asset, colours, data_uri, filled, formatted, page_svg, panels
+from .figures import (
+    BASE, PALETTE, TRUTH, Line, asset, colours, data_uri, filled, formatted, page_svg, panels)
 
 # %% ../../nbs/showing/01_report.ipynb #b03893f3
 @dataclass
@@ -33,7 +34,7 @@ class Column:
     aux:ImageSet=None   # what stood in for the prior's images
     note:str=''         # e.g. '80 s of training, 200 steps'
     @property
-    def trained(self): return self.name!='base'
+    def trained(self): return self.name not in (BASE, TRUTH)
 
 # %% ../../nbs/showing/01_report.ipynb #4d1aa32f
 def meet(
@@ -165,7 +166,7 @@ def plain(
     if isinstance(x, float): return x if math.isfinite(x) else None
     return x if x is None or isinstance(x, (bool,int,str)) else str(x)
 
-# %% ../../nbs/showing/01_report.ipynb #1e457fc7
+# %% ../../nbs/showing/01_report.ipynb #da908a9d
 @dataclass
 class Head:
     "A row of large pictures at the head of a report."
@@ -181,6 +182,7 @@ class Section:
     heads:list=()    # of a table
     rows:list=()     # of the table, lists of text
 
+# %% ../../nbs/showing/01_report.ipynb #880f858f
 def is_small(
     im:Image.Image|Picture,
 )->bool:
@@ -189,19 +191,20 @@ def is_small(
 
 def report_page(title, lead, verdict, columns, prompts, ref, facts, metrics, sections, head)->str:
     "The page; takes what `write_report` takes."
-    truths = [p.truth for p in prompts if p.truth]
+    truths, drawn = [p.truth for p in prompts if p.truth], [c for c in columns if c.name!=TRUTH]
     sets = [('StyleRef: the style to learn', ref)] + [(c.title, c.aux) for c in columns if c.aux]
     def asking(who): return [(i,p) for i,p in enumerate(prompts) if p.people is who]
     parts = [('People',asking(True)), ('Things',asking(False)), ('People or things',asking(None))]
     variable = {v:f'var(--{k})' for k,v in PALETTE.items()}
     return filled('showing/report.html',
         style=STYLE, script=asset('showing/report.js').rstrip('\n'), data_uri=data_uri, is_small=is_small, head=head,
-        title=title, lead=lead, verdict=verdict, columns=columns, sets=sets, parts=parts, truth=bool(truths),
+        title=title, lead=lead, verdict=verdict, sets=sets, parts=parts, truth=bool(truths),
+        columns=columns, drawn=drawn,
         table=score_rows(columns, metrics), sections=sections, curves=loss_curves(columns),
         colour={name:variable[c] for name,c in colours(columns).items()},
         facts={k:fact_text(v) for k,v in plain(facts).items()},
         artwork=artwork_of([*(p for _,s in sets for p in s), *truths]),
-        most=30, many=' many' if len(columns)>5 else '')
+        most=30, many=' many' if len(drawn)>5 else '')
 
 def report_data(title, lead, verdict, columns, prompts, ref, facts, metrics, sections, head)->str:
     "The page as JSON; takes what `write_report` takes."

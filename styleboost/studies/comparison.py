@@ -12,7 +12,7 @@ import pandas as pd
 
 from ..core import StyleboostError
 from ..judging.metrics import METRICS, student
-from ..showing.figures import Line, PALETTE, formatted
+from ..showing.figures import BASE, PALETTE, TRUTH, Line, formatted
 
 # %% ../../nbs/studies/04_comparison.ipynb #7cd44e22
 def t_interval(
@@ -45,8 +45,8 @@ def _check_asked(table, metric, group):
     if group not in groups: raise StyleboostError(
         f'There is no group {group!r} in the table; choose one of '
         f'{", ".join(g for g in dict.fromkeys(table.group) if g)}.')
-    if not set(table.arm)-{'base'}: raise StyleboostError(
-        'The table holds no arm, only the untouched base; run the study first, or to its end.')
+    if not set(table.arm)-{BASE, TRUTH}: raise StyleboostError(
+        'The table holds no arm, only what nobody trained; run the study first, or to its end.')
     measured = table[table.metric==metric].group
     if group not in set(measured): raise StyleboostError(
         f'{metric} is not measured for the group {group!r}; choose {" or ".join(dict.fromkeys(measured))}.')
@@ -56,10 +56,10 @@ def by_seed(
     metric:str,
     group:str='all',     # or 'people', 'things'
 )->pd.DataFrame:         # a row a seed, a column an arm
-    "One metric of one group, arms side by side; the untouched base, which has no seeds, is left out."
+    "One metric of one group, arms side by side; what nobody trained has no seeds and is left out."
     _check_asked(table, metric, group)
     rows = table[(table.metric==metric)&(table.group==group)]
-    arms = [a for a in dict.fromkeys(table.arm) if a!='base']
+    arms = [a for a in dict.fromkeys(table.arm) if a not in (BASE, TRUTH)]
     if rows.duplicated(['arm','seed']).any(): raise StyleboostError(
         f'{rows.arm.iloc[0]} has more than one {metric} a seed; keep the rows of one split and of one step an arm.')
     return rows.pivot(index='seed', columns='arm', values='value').reindex(columns=arms)
@@ -169,15 +169,15 @@ def step_lines(
 )->dict:                 # for `styleboost.showing.figures.panels`
     "A metric over the training steps: a panel each for people and things, or one for all where prompts have no flags."
     rows = table[table.metric==metric]
-    arms = [a for a in dict.fromkeys(table.arm) if a!='base']
+    arms = [a for a in dict.fromkeys(table.arm) if a not in (BASE, TRUTH)]
     groups = [g for g in ('people','things') if g in set(rows.group)] or ['all']
     parts = {}
     for g in groups:
         mine, grain = rows[rows.group==g], metric_grain(rows, metric, g)
-        base, lines = mine[mine.arm=='base'], []
+        base, lines = mine[mine.arm==BASE], []
         if len(base):
-            title = titles.get('base', 'untouched base')
-            lines.append(Line(title, 'base', PALETTE['soft'], [0], [base.value.mean()]))
+            title = titles.get(BASE, 'untouched base')
+            lines.append(Line(title, BASE, PALETTE['soft'], [0], [base.value.mean()]))
         lines += [_arm_line(mine, a, titles.get(a, a), PALETTE[f'a{i%6}'], grain) for i,a in enumerate(arms)]
         parts[f'{METRICS[metric][0]}, {g}'] = [line for line in lines if line]
     return parts

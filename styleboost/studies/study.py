@@ -30,7 +30,8 @@ from ..training.priors import resolve
 from ..training.recipes import Generated, Recipe, differ, settled
 from .style import Style, embedded
 from .arms import (
-    DRAW_SAMPLER, DRAW_STEPS, Bench, Trained, Untouched, arm_name, arm_recipe, untouched_base)
+    DRAW_SAMPLER, DRAW_STEPS, Artist, Bench, Trained, Untouched, arm_name, arm_recipe, untouched_base)
+from ..showing.figures import TRUTH
 from .jobs import in_turn, on_ray
 from .cells import examine_split, learn_cell, report_cell
 from .results import Results, check_names, setting
@@ -300,7 +301,16 @@ def _second_halves(self:Study, ready):
     chosen, done = self.chosen, self.done
     return [(a,s,chosen[a]) for a,s in ready if a in chosen and (a,s) not in done]
 
-# %% ../../nbs/studies/06_study.ipynb #dd96d602
+# %% ../../nbs/studies/06_study.ipynb #47050644
+@patch
+def _examine_fixed(self:Study, base):
+    "What nobody trained: the untouched base, and the artist's own pictures where all prompts have them."
+    for split in ('validation','test'):
+        examine_split(self.bench, self.bench.base_folder, base, split, 0, self.seeds[0])
+        if all(p.truth for p in self.bench.style.prompts(split)):
+            examine_split(self.bench, self.run_folder(TRUTH), Artist(self.bench), split, 0, self.seeds[0])
+
+# %% ../../nbs/studies/06_study.ipynb #2d8d9690
 @patch
 def _carry_out(self:Study, ray, gpus, progress):
     recipes, bench = self.begin(), self.bench
@@ -318,7 +328,7 @@ def _carry_out(self:Study, ray, gpus, progress):
         do = partial(self._do_jobs, bar=bar, ray=ray, gpus=gpus)
         ready = self.learned
         try:
-            for split in ('validation','test'): examine_split(bench, bench.base_folder, base, split, 0, self.seeds[0])
+            self._examine_fixed(base)
             do(first_half, [c for c in self.cells if c not in ready], FIRST)
             ready = self.learned
             self._note_choice(ready)

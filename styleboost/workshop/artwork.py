@@ -15,9 +15,8 @@ from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageOps
-from tqdm.auto import tqdm
 
-from ..core import StyleboostError
+from ..core import StyleboostError, progress_bar
 from ..pictures.world import SETS, PACKS, Artwork, split_of, subject_of, plain_name
 
 # %% ../../nbs/workshop/00_artwork.ipynb #dbd4b9d8
@@ -228,7 +227,7 @@ def draw_corpus(
     recs = []
     for n in names: recs += emoji_records(n, vocab, cache) if n in emoji else avatar_records(n, avatars)
     keep, pixels = [], []
-    for r in tqdm(recs, desc='drawing'):
+    for r in progress_bar(recs, desc='drawing'):
         im = np.asarray(draw(r.pop('svg'), size))
         if im.min()>250: continue    # an empty drawing teaches nothing
         keep.append(r)

@@ -24,10 +24,9 @@ from diffusers import AutoencoderKL, DDIMScheduler, DDPMScheduler, UNet2DConditi
 from fastcore.basics import patch
 from safetensors.torch import load_file, save_file
 from torch import nn
-from tqdm.auto import tqdm
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from ..core import StyleboostError, quiet
+from ..core import StyleboostError, progress_bar, quiet
 from ..judging.judge import ImageEncoder, Judge
 
 from ..pictures.world import SETS, pictures, plain_name, split_of, style_word
@@ -235,7 +234,7 @@ def fit(
     out.mkdir(parents=True, exist_ok=True)
     stage, log = Stage(modules, out/f'{name}.pt', lr, averages), Log(out/f'{name}.jsonl')
     last = saved = time.time()
-    with tqdm(total=round(seconds), initial=round(stage.seconds), desc=name, unit='s') as bar:
+    with progress_bar(total=round(seconds), initial=round(stage.seconds), desc=name, unit='s') as bar:
         while stage.seconds<seconds and (steps is None or stage.step<steps):
             luck = seed*10**7+stage.step
             torch.manual_seed(luck)
@@ -510,7 +509,7 @@ def encode_all(
 )->torch.Tensor:    # (pictures, 2*channels, 16, 16) means and deviations
     "The moments of every picture, so that the autoencoder runs once."
     z = []
-    for idx in tqdm(torch.arange(len(corpus.pixels)).split(batch), desc='encoding'):
+    for idx in progress_bar(torch.arange(len(corpus.pixels)).split(batch), desc='encoding'):
         q = vae.encode(corpus.images(idx.tolist())).latent_dist
         z.append(torch.cat((q.mean, q.std), 1).half())
     return torch.cat(z)
