@@ -42,9 +42,11 @@ def snippet(
     r, kind = run.recipe, type(model.family.pipeline(model)).__name__
     sched, text = type(model.process.scheduler(r['scheduler'])).__name__, run.phrase('woman farmer')
     names, swap = [kind, sched], [f'pipe.scheduler = {sched}.from_config(pipe.scheduler.config)']
+    away = run.method.negative(text)
     if to=='diffusers':                 # it has the scheduler, and spells the word in its own tokenizer
-        names, swap, text = [kind], [], run.method.spell(text)
+        names, swap, text, away = [kind], [], run.method.spell(text), run.method.spell(away)
     draw = f'image = pipe("{text}", num_inference_steps={r["steps_sampled"]}, guidance_scale={float(r["guidance"])},'
+    if away: draw += f'\n             negative_prompt="{away}",'
     return '\n'.join(['import torch', f'from diffusers import {", ".join(names)}', '', opening(run, model, to, file),
         *swap, draw, '             generator=torch.Generator().manual_seed(0)).images[0]'])
 

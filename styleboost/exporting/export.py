@@ -95,7 +95,9 @@ def _write(run, model, folder, to, half, file):
         return False
     save_file(_halved(made[0], half), folder/file, made[1])
     beside = own.beside(run.method, model) if own and own.beside else {}
-    for name,text in beside.items(): (folder/name).write_text(text, 'utf-8')
+    for name,what in beside.items():
+        if isinstance(what, str): (folder/name).write_text(what, 'utf-8')
+        else: save_file(_halved(what, half), folder/name, dict(format='pt'))
     return True
 
 def _write_alone(run, model, part, to, half, file):

@@ -52,7 +52,7 @@ class Layout:
     place:str=''            # a sentence on ComfyUI and AUTOMATIC1111
     tags:tuple=()           # for the hub
     warning:str=''          # what a person should know before using it
-    beside:Callable=None    # (method, base) -> text files by name, that go beside it
+    beside:Callable=None    # (method, base) -> files by name, that go beside it: a text, or tensors by name
 
 # %% ../../nbs/methods/00_method.ipynb #8f2c049b
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +88,9 @@ class Method:
     def terms(self, texts, negative, guidance)->list:
         "How the net is asked when drawing: `Term`s whose weights add up to one."
         return guided(texts, negative, guidance)
+    def negative(self, text)->str:
+        "What another program is told to steer away from, for a text that asks for the style."
+        return ''
     def losses(self, base, batch):
         "(n,) losses of a batch of one shape."
         pred = base.net(batch.xt, batch.t, base.reader(batch.texts)|batch.told)
