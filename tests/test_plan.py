@@ -5,6 +5,7 @@ import pytest, torch
 from hypothesis import given, strategies as st
 
 from styleboost.bases.load import blank
+from styleboost.methods.load import METHODS
 from styleboost.training.loop import train
 from styleboost.training.plan import LiveBytes, gigabytes, plan
 from styleboost.training.recipes import Generated, with_prior
@@ -33,6 +34,15 @@ def test_a_plan_counts_what_a_real_step_holds(quick):
             y = b.net(torch.randn(4,4,8,8), torch.tensor([1,2,3,4]), cond)
             s.backward(y.square().mean()); del y; s.step()
     assert live.peak==pytest.approx(want, rel=.1)
+
+@pytest.mark.parametrize('method', METHODS)
+def test_every_method_has_a_plan_or_a_sentence(quick, refused, method):
+    make = lambda: plan(blank('sd1'), quick(method=method, batch=1, resolution=64), 'cpu')
+    if method in ('loha','lokr'):          # peft's layers of these look at a number
+        with refused(method, 'cannot be planned', 'plan lora'): make()
+    else:
+        p = make()
+        assert p.step>p.weights>0 and p.moments>0
 
 def test_each_lever_lowers_the_peak(quick):
     b = blank('sd1')

@@ -9,8 +9,8 @@ from hypothesis import given, settings, strategies as st
 from styleboost.core import StyleboostError
 from styleboost.studies import arms, cells, study as rooms
 from styleboost.pictures import images
-from styleboost.studies.style import Style, own_style
-from styleboost.studies.comparison import in_words, paired, ranked, t_interval
+from styleboost.studies.style import Style, embedded, own_style
+from styleboost.studies.comparison import by_seed, in_words, paired, ranked, t_interval
 from styleboost.judging.encoders import load_encoder
 from styleboost.pictures.images import ImageSet
 from styleboost.judging.metrics import METRICS, without
@@ -46,6 +46,15 @@ def numbers(study): return study.table().sort_values(['arm','seed','split','step
 def same(a, b): pd.testing.assert_frame_equal(numbers(a), numbers(b))
 
 # what is in it
+
+def test_the_artists_own_pictures_are_a_row_where_all_prompts_have_them(make, quick, tmp_path, refused):
+    study = make(tmp_path/'s', dict(aux=quick()), style=embedded(validation=2, test=8), seeds=(0,), steps=(1,)).run(progress=False)
+    t = study.at_chosen()
+    assert list(dict.fromkeys(t.arm))==['truth','base','aux'] and t[(t.arm=='truth')&(t.metric=='paired')&(t.group=='all')].value.item()==pytest.approx(1)
+    assert [a.size for a in study.images('truth')]==[(64,64)]*8 and list(by_seed(t, 'style'))==['aux']
+    data = json.loads((study.report().parent/'report.json').read_text())
+    assert [c['name'] for c in data['columns']]==['truth','base','aux'] and "the artist's own" in data['columns'][0]['title']
+    with refused("'truth' cannot be the name"): make(tmp_path/'t', dict(truth=quick()))
 
 def test_every_number_has_its_place(straight):
     t = straight.table()

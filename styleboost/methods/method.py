@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['trained', 'trained_modules', 'View', 'Layout', 'Method', 'attached', 'learnt', 'state', 'restore', 'frozen',
-           'read_settings', 'Full']
+           'on_bones', 'read_settings', 'Full']
 
-# %% ../../nbs/methods/00_method.ipynb #ea136b11
+# %% ../../nbs/methods/00_method.ipynb #ffe82710
 import re, threading
 from collections.abc import Callable
 from contextlib import contextmanager
@@ -16,6 +16,7 @@ import torch
 from fastcore.basics import patch
 
 from ..bases.base import Base
+from ..bases.load import skeleton
 from ..bases.sampling import guided
 from ..core import StyleboostError
 from ..pictures.prompts import style_prompt
@@ -176,6 +177,19 @@ def frozen(base:Base)->Base:
     "The base at rest: nothing trains, everything is in evaluation mode."
     for m in base.modules.values(): m.requires_grad_(False).eval()
     return base
+
+# %% ../../nbs/methods/00_method.ipynb #3394c06d
+def on_bones(
+    base:Base|str,   # a base, or what `load_base` takes; nothing of it is read
+    method:Method,
+)->Base:             # without numbers
+    "A method in a base's architecture."
+    with torch.device('meta'):
+        try: return attached(replace(skeleton(base), shared=False), method)
+        except RuntimeError: bones = replace(skeleton(base), shared=False)
+    made = attached(bones, method)
+    for m in made.modules.values(): m.to('meta')
+    return made
 
 # %% ../../nbs/methods/00_method.ipynb #41a91a42
 _YES_NO = {'true':True, 'yes':True, '1':True, 'false':False, 'no':False, '0':False}

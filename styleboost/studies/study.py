@@ -6,7 +6,6 @@
 __all__ = ['FIRST', 'SECOND', 'differences', 'Study', 'weights_bytes']
 
 # %% ../../nbs/studies/06_study.ipynb #15b3d8ee
-import torch
 import hashlib, json, shutil
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -35,8 +34,7 @@ from ..showing.figures import TRUTH
 from .jobs import in_turn, on_ray
 from .cells import examine_split, learn_cell, report_cell
 from .results import Results, check_names, setting
-from ..methods.method import attached, trained
-from ..bases.load import skeleton
+from ..methods.method import on_bones, trained
 
 # %% ../../nbs/studies/06_study.ipynb #2f0400be
 def _check_asked(seeds, steps, draw_steps, choose):
@@ -188,9 +186,8 @@ def weights_bytes(
     base:Base,      # that it trains
 )->int:
     "Bytes of what one checkpoint keeps: what trains, counted on the base's bones."
-    with torch.device('meta'):
-        tuned = attached(replace(skeleton(base), shared=False), recipe.method)
-    return sum(p.numel() for p in trained(tuned).values())*(2 if recipe.weights=='bfloat16' else 4)
+    numbers = sum(p.numel() for p in trained(on_bones(base, recipe.method)).values())
+    return numbers*(2 if recipe.weights=='bfloat16' else 4)
 
 @patch
 def _note_room(self:Study, base):

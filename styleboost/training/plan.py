@@ -7,18 +7,18 @@ __all__ = ['LiveBytes', 'gigabytes', 'Plan', 'bytes_before', 'bytes_of_step', 'p
 
 # %% ../../nbs/training/08_plan.ipynb #afea12bb
 import importlib.util, weakref
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
 import torch
-from torch._subclasses.fake_tensor import FakeTensorMode
+from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from ..bases.base import Base, Condition, at_once
 from ..bases.load import skeleton
 from ..core import StyleboostError, progress_bar
-from ..methods.method import attached, trained, trained_modules
+from ..methods.method import on_bones, trained, trained_modules
 from ..pictures.images import ImageSet
 from .batches import Batch
 from .levers import DTYPES, best_precision, checkpoint_activations, in_half, norms_in_float
@@ -163,7 +163,7 @@ class _Cast(torch.nn.Module):
     def forward(self, batch):
         with self.cast: return self.inner(batch)
 
-# %% ../../nbs/training/08_plan.ipynb #f9dbd5ab
+# %% ../../nbs/training/08_plan.ipynb #be897c92
 def _armed(base, recipe):
     "A base without contents, ready for its first step."
     for m in base.modules.values(): m.to_empty(device='cpu')
@@ -178,6 +178,16 @@ def _read(base, recipe):
     texts = [recipe.method.spell(t) for b in recipe.bindings for t in b.prompts()]
     return replace(base, reader=Remembered(base.reader, texts))
 
+@contextmanager
+def _on_shapes(recipe):
+    "Tensors that have shapes alone; says so where a method looks at numbers."
+    try:
+        with FakeTensorMode(allow_non_fake_inputs=True): yield
+    except DataDependentOutputException as e:
+        raise StyleboostError(f'What {recipe.method.name} holds cannot be planned, since its layers look at numbers '
+            'and a plan has shapes alone; plan lora in its place, which holds about as much.') from e
+
+# %% ../../nbs/training/08_plan.ipynb #e9dbd813
 def bytes_of_step(
     name:Base|str,    # loaded, or what `load_base` takes
     recipe:Recipe,    # settled
@@ -185,13 +195,12 @@ def bytes_of_step(
     processes:int=1,
 )->tuple:             # the peak, the weights, the optimiser's state
     "Bytes of one step of the trainer, run on shapes."
-    with torch.device('meta'):
-        base = attached(replace(skeleton(name), shared=False), recipe.method)
-        in_half(base, recipe)
+    base = on_bones(name, recipe.method)
+    in_half(base, recipe)
     low = recipe.precision!='no'
     on_gpu = low and torch.device(device).type=='cuda'
     cast = torch.autocast('cpu', DTYPES[recipe.precision]) if low else nullcontext()
-    with FakeTensorMode(allow_non_fake_inputs=True):
+    with _on_shapes(recipe):
         base, live = _read(_armed(base, recipe), recipe), LiveBytes()
         params = list(trained(base).values())
         live.see_all({**base.net.parts, **trained_modules(base)}.values())

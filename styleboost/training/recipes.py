@@ -323,7 +323,7 @@ def _one_binding(ref, token=TOKEN, preset='repaired', name='none', **kw):
     if preset not in PRESETS:
         raise StyleboostError(f'There is no preset {preset!r}; choose one of {", ".join(PRESETS)}.')
     captioned = preset!='paper' and any(c.strip() for c in ref.captions)
-    recipe = Recipe(name, (Binding(ref, style_prompt(token=token)),), token=token).set({**PRESETS[preset], **kw})
+    recipe = Recipe(name, (Binding(ref, style_prompt(token='')),), token=token).set({**PRESETS[preset], **kw})
     prompt = recipe.method.phrase('{caption}' if captioned else '')     # a method may ask in words of its own
     return replace(recipe, bindings=(Binding(ref, prompt),))
 

@@ -20,9 +20,8 @@ from accelerate.utils import DistributedType, LoggerType, parse_flag_from_env
 from fastcore.basics import patch
 
 from ..bases.base import Base, check_token
-from ..bases.load import skeleton
 from ..core import StyleboostError, first_line, note, read_tensors
-from ..methods.method import attached, restore, state, trained_modules
+from ..methods.method import attached, on_bones, restore, state, trained_modules
 from .batches import Batches
 from styleboost.training.levers import (DTYPES, best_precision, channels_last, checkpoint_activations, in_half,
     set_attention)
@@ -214,8 +213,7 @@ def check(
     check_token(base, recipe.token)
     if recipe.background_token: check_token(base, recipe.background_token)
     for b in recipe.bindings: b.prompts()
-    # a method that does not fit says so while it is put in, and bones cost nothing
-    with torch.device('meta'): attached(replace(skeleton(base), shared=False), recipe.method)
+    on_bones(base, recipe.method)     # a method that does not fit says so while it is put in
 
 def check_shared(recipe, processes):
     "Refuses a batch that cannot be shared equally."
