@@ -457,7 +457,8 @@ def test_a_mistake_ends_in_one_sentence_and_leaves_no_output(here, trained, tmp_
 # as a process
 
 def process(*args, cwd, **env):
-    return subprocess.Popen([sys.executable, '-m', 'styleboost.cli', *map(str, args)], cwd=cwd, env=os.environ|env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    heard = lambda: signal.signal(signal.SIGINT, signal.SIG_DFL)     # a shell's background jobs are deaf to Ctrl-C
+    return subprocess.Popen([sys.executable, '-m', 'styleboost.cli', *map(str, args)], cwd=cwd, env=os.environ|env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=heard)
 
 def test_a_mistake_is_one_line_and_a_status_from_anywhere_without_a_home(tmp_path):
     p = process('sample', 'nowhere', '--prompt', 'a', '--out', 'x', cwd=tmp_path, HOME='/nowhere')

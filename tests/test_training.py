@@ -76,8 +76,10 @@ def test_interrupted_and_resumed_is_uninterrupted(straight, go, quick, said, ste
     resumed_is_straight(straight, go, quick)
 
 @pytest.mark.parametrize('name', ['SIGTERM', 'SIGHUP'])
-def test_ended_by_a_batch_system_or_a_closed_terminal_it_keeps_a_checkpoint(straight, go, quick, said, name):
+def test_ended_by_a_batch_system_or_a_closed_terminal_it_keeps_a_checkpoint(straight, go, quick, said, name, request):
     number = getattr(signal, name)
+    was = signal.signal(number, signal.SIG_DFL)                 # a test runner or Ray may have set another, or nohup
+    request.addfinalizer(lambda: signal.signal(number, was or signal.SIG_DFL))
     def twice(line):
         if line['step']==3: signal.raise_signal(number); signal.raise_signal(number)       # the shell says it again
     with pytest.raises(SystemExit) as e: go(quick(steps=4, checkpoint=2), watch=twice)
