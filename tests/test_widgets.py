@@ -243,7 +243,9 @@ class Job:
     def __init__(self, out, steps=40, fail=None, at=None): self.out, self.steps, self.fail, self.at, self.go, self.seconds, self.looks = Path(out), steps, fail, at, threading.Event(), 1., 0; self.go.set()
     def __call__(self, watch, preview):
         self.out.mkdir(exist_ok=True)
-        (self.out/'recipe.json').write_text(json.dumps(dict(seed=0, base_hash='', recipe=dict(name='job', base='tiny', method='full', steps=self.steps, batch=4, bindings=[{},{}], token='zwx'))))
+        binding = lambda role: dict(images=dict(name=role, hash='', files=['a.png']), prompt='a photo', weight=1., role=role)
+        recipe = dict(name='job', base='tiny', method='full', steps=self.steps, batch=4, lr=1e-5, resolution=64, bindings=[binding('style'), binding('prior')], token='zwx')
+        (self.out/'recipe.json').write_text(json.dumps(dict(seed=0, base_hash='', recipe=recipe)))
         run = Run(self.out)
         @contextmanager
         def look(): self.looks += 1; yield 'the model'
