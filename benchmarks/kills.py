@@ -98,12 +98,10 @@ def small_disk(size='512m'):
 def fill(disk):
     "Leaves no room on a disk; the file that takes it."
     file = disk/'filler'
-    with file.open('wb') as f:
+    with file.open('wb', buffering=0) as f:
         for size in (1<<20, 1<<12, 1):
             try:
-                while True:
-                    f.write(b'\0'*size)
-                    f.flush()
+                while True: f.write(b'\0'*size)
             except OSError as e:
                 if e.errno!=errno.ENOSPC: raise
     return file
