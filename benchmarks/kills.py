@@ -80,7 +80,7 @@ def child(go, folder, said):
     except StyleboostError as e: said.write_text(str(e))
     except (KeyboardInterrupt, SystemExit): said.write_text('interrupted')
     except BaseException: said.write_text(traceback.format_exc())
-    os._exit(1)
+    finally: os._exit(1)     # whatever happens: the rest of the program is the parent's
 
 def ended(pid):
     "How a child ended: 0, 1, or the negative number of a signal."
@@ -106,9 +106,11 @@ def fill(disk):
                 if e.errno!=errno.ENOSPC: raise
     return file
 
-def trial(name, go, how, wait, disk):
-    "One interruption, and going on until the end: what was found."
-    folder, said = disk/name, disk/'said.txt'
+def trial(name, go, how, wait, disk, said):
+    """One interruption, and going on until the end: what was found. `said` lies elsewhere: a full disk has no room for
+    what the child has to say."""
+    folder = disk/name
+    said.unlink(missing_ok=True)
     pid = child(go, folder, said)
     time.sleep(wait)
     if how=='full disk':
@@ -158,7 +160,8 @@ def main():
         for i in range(a.trials):
             name, how = list(what)[i%len(what)], hows[i//len(what)%len(hows)]
             with tempfile.TemporaryDirectory(dir=disk or d) as own:
-                row = trial(name, what[name], how, rng.random()*took[name]*1.05, Path(own) if how!='full disk' else disk)
+                where, wait = disk if how=='full disk' else Path(own), rng.random()*took[name]*1.05
+                row = trial(name, what[name], how, wait, where, Path(d)/'said.txt')
             rows.append(dict(row, faults=faults(row, truths[name])))
             if rows[-1]['faults']: print(json.dumps(rows[-1]), flush=True)
             if disk: subprocess.run(['sh', '-c', f'rm -rf {disk}/*'], check=True)
