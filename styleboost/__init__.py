@@ -6,8 +6,9 @@ __version__ = "0.1.0"
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/92_door.ipynb #078ae25e
+# %% ../nbs/92_door.ipynb #8fbc3f88
 from importlib import import_module
+from itertools import chain
 
 # %% ../nbs/92_door.ipynb #29682c6c
 _ROOMS = {
@@ -31,11 +32,40 @@ _ROOMS = {
 _ROOM_OF = {name: room for room,names in _ROOMS.items() for name in names.split()}
 __all__ = [*_ROOM_OF, '__version__']
 
-# %% ../nbs/92_door.ipynb #23c0f441
+# %% ../nbs/92_door.ipynb #76efef43
+def _comments(thing):
+    "What each parameter means, by name; a class says it in `__init__`, or beside its fields."
+    from fastcore.docments import docments
+    try: found = docments(thing, args_kwargs=True)
+    except (OSError, TypeError, SyntaxError): return {}   # its source is not there
+    return {k: ' '.join(v.split()) for k,v in found.items() if v}
+
+def _explained(thing, more=None):
+    "A thing with its parameters in its documentation; `more` says of some what a comment has no room for."
+    said, doc = {**_comments(thing), **(more or {})}, thing.__doc__ or ''
+    if not said or 'Parameters\n' in doc: return thing
+    returned, width = said.pop('return', ''), max(map(len, said), default=0)
+    lines = [f'  {k:{width}}  {v}' for k,v in said.items() if k!='self']
+    parts = [doc.rstrip()]
+    if lines: parts.append('\n'.join(['Parameters', *lines]))
+    if returned: parts.append(f'Returns\n  {returned}')
+    thing.__doc__ = '\n\n'.join(parts).lstrip()
+    return thing
+
+def _explain(thing):
+    "The same for a function, and for a class with its public methods."
+    if not isinstance(thing, type): return _explained(thing, getattr(thing, 'takes', None))
+    ours = [cls for cls in thing.__mro__ if cls.__module__.startswith('styleboost.')]
+    for name,held in chain.from_iterable(vars(cls).items() for cls in ours):
+        function = getattr(held, '__func__', held)   # of a class method, what is inside
+        if not name.startswith('_') and callable(function) and hasattr(function, '__code__'): _explained(function)
+    return _explained(thing)
+
+# %% ../nbs/92_door.ipynb #ad366f61
 def __getattr__(name):
     "A name of the table, from its room, which is opened now."
     if name not in _ROOM_OF: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    found = globals()[name] = getattr(import_module(f'styleboost.{_ROOM_OF[name]}'), name)
+    found = globals()[name] = _explain(getattr(import_module(f'styleboost.{_ROOM_OF[name]}'), name))
     return found
 
 def __dir__(): return sorted({*globals(), *__all__})
