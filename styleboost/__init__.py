@@ -6,9 +6,8 @@ __version__ = "0.1.0"
 # %% auto #0
 __all__ = []
 
-# %% ../nbs/92_door.ipynb #8fbc3f88
+# %% ../nbs/92_door.ipynb #078ae25e
 from importlib import import_module
-from itertools import chain
 
 # %% ../nbs/92_door.ipynb #29682c6c
 _ROOMS = {
@@ -32,7 +31,7 @@ _ROOMS = {
 _ROOM_OF = {name: room for room,names in _ROOMS.items() for name in names.split()}
 __all__ = [*_ROOM_OF, '__version__']
 
-# %% ../nbs/92_door.ipynb #76efef43
+# %% ../nbs/92_door.ipynb #7dc590bf
 def _comments(thing):
     "What each parameter means, by name; a class says it in `__init__`, or beside its fields."
     from fastcore.docments import docments
@@ -55,10 +54,13 @@ def _explained(thing, more=None):
 def _explain(thing):
     "The same for a function, and for a class with its public methods."
     if not isinstance(thing, type): return _explained(thing, getattr(thing, 'takes', None))
-    ours = [cls for cls in thing.__mro__ if cls.__module__.startswith('styleboost.')]
-    for name,held in chain.from_iterable(vars(cls).items() for cls in ours):
-        function = getattr(held, '__func__', held)   # of a class method, what is inside
-        if not name.startswith('_') and callable(function) and hasattr(function, '__code__'): _explained(function)
+    for cls in thing.__mro__:
+        if not cls.__module__.startswith('styleboost.'): continue
+        for name in vars(cls):
+            if name.startswith('_'): continue
+            method = getattr(cls, name)
+            function = getattr(method, '__func__', method)   # of a class method, what is inside
+            if hasattr(function, '__code__'): _explained(function)
     return _explained(thing)
 
 # %% ../nbs/92_door.ipynb #ad366f61
