@@ -31,11 +31,43 @@ _ROOMS = {
 _ROOM_OF = {name: room for room,names in _ROOMS.items() for name in names.split()}
 __all__ = [*_ROOM_OF, '__version__']
 
-# %% ../nbs/92_door.ipynb #23c0f441
+# %% ../nbs/92_door.ipynb #7dc590bf
+def _comments(thing):
+    "What each parameter means, by name; a class says it in `__init__`, or beside its fields."
+    from fastcore.docments import docments
+    try: found = docments(thing, args_kwargs=True)
+    except (OSError, TypeError, SyntaxError): return {}   # its source is not there
+    return {k: ' '.join(v.split()) for k,v in found.items() if v}
+
+def _explained(thing, more=None):
+    "A thing with its parameters in its documentation; `more` says of some what a comment has no room for."
+    said, doc = {**_comments(thing), **(more or {})}, thing.__doc__ or ''
+    if not said or 'Parameters\n' in doc: return thing
+    returned, width = said.pop('return', ''), max(map(len, said), default=0)
+    lines = [f'  {k:{width}}  {v}' for k,v in said.items() if k!='self']
+    parts = [doc.rstrip()]
+    if lines: parts.append('\n'.join(['Parameters', *lines]))
+    if returned: parts.append(f'Returns\n  {returned}')
+    thing.__doc__ = '\n\n'.join(parts).lstrip()
+    return thing
+
+def _explain(thing):
+    "The same for a function, and for a class with its public methods."
+    if not isinstance(thing, type): return _explained(thing, getattr(thing, 'takes', None))
+    for cls in thing.__mro__:
+        if not cls.__module__.startswith('styleboost.'): continue
+        for name in vars(cls):
+            if name.startswith('_'): continue
+            method = getattr(cls, name)
+            function = getattr(method, '__func__', method)   # of a class method, what is inside
+            if hasattr(function, '__code__'): _explained(function)
+    return _explained(thing)
+
+# %% ../nbs/92_door.ipynb #ad366f61
 def __getattr__(name):
     "A name of the table, from its room, which is opened now."
     if name not in _ROOM_OF: raise AttributeError(f'module {__name__!r} has no attribute {name!r}')
-    found = globals()[name] = getattr(import_module(f'styleboost.{_ROOM_OF[name]}'), name)
+    found = globals()[name] = _explain(getattr(import_module(f'styleboost.{_ROOM_OF[name]}'), name))
     return found
 
 def __dir__(): return sorted({*globals(), *__all__})

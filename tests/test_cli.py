@@ -1,6 +1,6 @@
 "The command: what it offers, what it answers to a wrong call, and one round trip from pictures to scores."
 import contextlib, io, json, logging, os, re, signal, subprocess, sys, time, traceback
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import pytest, torch
@@ -17,7 +17,7 @@ from styleboost.cli import app, main
 from styleboost.exporting.export import LAYOUTS
 from styleboost.methods.load import METHODS, method_class
 from styleboost.pictures.images import ImageSet
-from styleboost.pictures.world import STYLES
+from styleboost.pictures.world import STYLES, pool
 from styleboost.studies.arms import DRAW_SAMPLER, DRAW_STEPS
 from styleboost.training.runs import Run
 from styleboost.training.recipes import Recipe
@@ -27,14 +27,15 @@ OPTIONS = dict(
     train='--ref --out --prior --aux --base --recipe --preset --set --method --text-encoder --rank --alpha --targets '
           '--no-text-encoder --token --aux-count --class-prompt --prior-weight --resolution --steps --batch --lr '
           '--min-snr --precision --memory --attention --checkpointing --optimizer --fused-backward --weights '
-          '--accumulate --buckets --latents --snapshots --checkpoint --seed --tracker --resume',
-    sample='--out --prompt --prompts --n --seed --steps --guidance --scheduler --negative --at',
+          '--accumulate --buckets --latents --snapshots --checkpoint --seed --tracker --resume --sample-prompts '
+          '--sample-every --no-samples --device',
+    sample='--out --prompt --prompts --n --seed --steps --guidance --scheduler --negative --at --size --grid --device',
     plan='--base --memory --method --rank --targets --text-encoder --no-text-encoder --prior --set --resolution '
          '--batch --precision --checkpointing --optimizer --fused-backward --weights --accumulate --processes --device',
     score='--reference --prompts --ref --encoder --out',
     suggest='--ref --pool --out --k --people --near --general --itself --encoder',
     compare='--out --prior --aux --style --ref --reference --prompts --validation --base --seeds --steps --method '
-            '--recipe --set --aux-count --sampler --scheduler --encoder --ray --gpus',
+            '--recipe --set --aux-count --sampler --scheduler --encoder --ray --gpus --device',
     export='--out --to --at --half --pictures --no-pictures --push',
     env='')
 
@@ -278,6 +279,14 @@ def test_suggest_leaves_a_folder_that_trains_with_reasons_and_a_sheet_beside_it(
     table = json.loads((tmp_path/'aux.json').read_text())['pictures']
     assert len(table)==120 and sum(r['chosen'] for r in table)==4
 
+def test_guesses_about_people_are_said_and_kept_as_guesses(here, tmp_path):
+    ImageSet([replace(p, people=None) for p in pool('micah')[:6]], 'unsaid').save(tmp_path/'pool')
+    done = in_process('suggest', '--ref', here/'ref', '--pool', tmp_path/'pool', '--k', 4, '--out', tmp_path/'guessed')
+    assert done.code==0, done.err
+    found = ImageSet.from_folder(tmp_path/'guessed')
+    assert found.guessed==[True]*4 and f'{sum(found.people)} of them with people (the judge\'s guess for 4 of the 4' in done.out
+    assert all('"guessed": true' in l for l in (tmp_path/'guessed'/'metadata.jsonl').read_text().splitlines())
+
 def test_the_recipe_of_a_run_trains_the_same_run_again(here, trained, tmp_path):
     done = in_process('train', '--ref', here/'ref', '--aux', here/'aux', '--recipe', trained.folder/'recipe.json', '--out', tmp_path/'again')
     assert done.code==0, done.err
@@ -290,6 +299,98 @@ def test_resuming_a_finished_run_changes_nothing(here, trained):
     before = {p: p.stat().st_mtime_ns for p in trained.folder.rglob('*')}
     done = in_process('train', '--ref', here/'ref', '--aux', here/'aux', '--recipe', here/'cheap.json', '--preset', 'paper', '--prior-weight', .5, '--class-prompt', 'a photo of art', '--out', trained.folder, '--resume')
     assert done.code==0 and {p: p.stat().st_mtime_ns for p in trained.folder.rglob('*')}==before
+
+# a file of one's own
+
+MINE = """
+ref = "ref"
+prior = "aux"
+aux_count = 2
+class_prompt = "a photo of art"
+prior_weight = 0.5
+seed = 7
+token = "sks"
+method = "lora"
+rank = 2
+steps = 2
+batch = 1
+steps_sampled = 1
+grad_clip = "none"
+no_samples = true
+"""
+
+def test_a_file_of_ones_own_says_what_options_say(here, tmp_path):
+    (here/'mine.toml').write_text(MINE)
+    table = MINE.replace('method = "lora"\nrank = 2\n', '')+'[method]\nname = "lora"\nrank = 2\n'
+    (here/'table.toml').write_text(table)
+    for name in ('mine', 'table'):
+        done = in_process('train', '--recipe', here/f'{name}.toml', '--out', tmp_path/name)
+        assert done.code==0, done.err
+    typed = in_process('train', '--ref', here/'ref', '--prior', here/'aux', '--aux-count', 2, '--class-prompt', 'a photo of art', '--prior-weight', .5, '--seed', 7,
+        '--token', 'sks', '--method', 'lora', '--rank', 2, '--steps', 2, '--batch', 1, '--set', 'steps_sampled=1', '--set', 'grad_clip=none', '--no-samples', '--out', tmp_path/'typed')
+    assert typed.code==0, typed.err
+    runs = [Run(tmp_path/n) for n in ('mine','table','typed')]
+    assert runs[0].recipe==runs[1].recipe==runs[2].recipe and {r.seed for r in runs}=={7} and runs[0].recipe['grad_clip'] is None
+    assert len({r.weights.read_bytes() for r in runs})==1 and not any((r.folder/'samples').exists() for r in runs)
+
+def test_an_option_goes_before_the_file(here, tmp_path):
+    (here/'mine.toml').write_text(MINE)
+    done = in_process('train', '--recipe', here/'mine.toml', '--steps', 1, '--prior', 'none', '--seed', 0, '--set', 'rank=3', '--out', tmp_path/'run')
+    assert done.code==0, done.err
+    run = Run(tmp_path/'run')
+    assert (run.recipe['steps'], len(run.recipe['bindings']), run.seed, run.recipe['method']['rank'])==(1, 1, 0, 3)
+
+@pytest.mark.parametrize('name, text, words', [
+    ('a.toml', 'rnk = 2\nmethod = "lora"', ["no setting is called 'rnk'", 'targets', 'warmup', 'aux_count']), ('a.toml', 'rank = 2', ["called 'rank'"]),
+    ('a.toml', 'seed = "seven"', ['seed is', 'a whole number']), ('a.toml', 'ref = 3', ['ref is 3', 'a text']), ('a.toml', 'no_samples = 1', ['true or false']),
+    ('a.toml', 'steps = "many"', ['steps', 'many']), ('a.toml', 'method = "gone"', ['gone', 'lora']), ('a.toml', 'method = 3', ['a.toml', 'cannot be read']), ('a.toml', 'steps = ', ['a.toml', 'cannot be read']),
+    ('a.toml', 'ref = "gone"', ['gone', 'does not exist']), ('a.yaml', 'steps: 2', ['YAML', 'TOML'])])
+def test_a_file_with_a_mistake_is_a_sentence(here, tmp_path, name, text, words):
+    (tmp_path/name).write_text(text)
+    where = [] if text.startswith('ref') else ['--ref', here/'ref']
+    refusal(in_process('train', *where, '--prior', 'none', '--recipe', tmp_path/name, '--out', tmp_path/'out'), *words, codes=(1,))
+    assert not (tmp_path/'out').exists()
+
+def test_a_study_says_which_lines_of_a_file_it_does_not_read(tmp_path):
+    (tmp_path/'mine.toml').write_text('ref = "ref"\nsteps = 2\nbatch = 1\n')
+    with pytest.MonkeyPatch.context() as m:
+        m.setattr(cli, '_study', lambda about, arms, *a: arms['none'].batch==1 or pytest.fail('the batch was not read'))
+        done = in_process('compare', '--prior', 'none', '--recipe', tmp_path/'mine.toml', '--out', tmp_path/'out')
+    assert done.code==0 and 'compare does not read ref, steps;' in done.err
+
+# pictures on the way
+
+def test_pictures_on_the_way_are_those_of_the_weights_of_then_and_change_nothing(here, trained, tmp_path):
+    call = ['train', '--ref', here/'ref', '--aux', here/'aux', '--recipe', here/'cheap.json', '--preset', 'paper', '--prior-weight', .5, '--class-prompt', 'a photo of art']
+    done = in_process(*call, '--sample-prompts', here/'prompts.tsv', '--sample-every', 1, '--snapshots', 1, '--out', tmp_path/'run')
+    assert done.code==0, done.err
+    run = Run(tmp_path/'run')
+    assert run.weights.read_bytes()==Run(trained.folder).weights.read_bytes()
+    assert sorted(p.name for p in run.folder.glob('samples*'))==['samples', 'samples-000001']
+    then = ImageSet.from_folder(run.folder/'samples-000001')
+    assert then.captions==['a woman', 'a dog'] and then.people==[True, False]
+    again = in_process('sample', run.folder, '--at', 1, '--prompts', here/'prompts.tsv', '--steps', 1, '--scheduler', run.recipe['scheduler'], '--out', tmp_path/'then')
+    assert again.code==0, again.err
+    for a,b in zip(then, ImageSet.from_folder(tmp_path/'then')):
+        assert max(abs(x-y) for x,y in zip(a.open().tobytes(), b.open().tobytes()))<=1
+
+@pytest.mark.parametrize('said, words', [(['--sample-every', 0], '--sample-every is 0'), (['--no-samples', '--sample-prompts', 'p.txt'], '--no-samples'), (['--device', 'gone'], 'gone')])
+def test_pictures_that_make_no_sense_are_refused(here, tmp_path, said, words):
+    refusal(in_process('train', '--ref', here/'ref', '--prior', 'none', '--recipe', here/'cheap.json', '--out', tmp_path/'out', *said), words)
+    assert not (tmp_path/'out').exists()
+
+def test_a_sheet_has_a_row_a_prompt_and_pictures_have_the_size_that_was_asked(here, tmp_path):
+    done = in_process('sample', 'tiny', '--prompts', here/'prompts.tsv', '--n', 2, '--steps', 1, '--size', '48x32', '--device', 'cpu', '--grid', '--out', tmp_path/'p')
+    assert done.code==0, done.err
+    assert {p.open().size for p in ImageSet.from_folder(tmp_path/'p')}=={(48,32)}
+    sheet = Image.open(tmp_path/'p.png')
+    first = ImageSet.from_folder(tmp_path/'p')[0].open()
+    left = next(x for x in range(128, sheet.width) if sheet.getpixel((x, 12+24))!=(255,255,255))
+    assert sheet.height==12+2*(48+6) and sheet.crop((left, 12+8, left+48, 12+40)).tobytes()==first.tobytes()
+    refusal(in_process('sample', 'tiny', '--prompt', 'x', '--grid', '--out', tmp_path/'p.png'), 'p.png', codes=(1,))
+    (tmp_path/'q.png').write_bytes(b'mine')
+    refusal(in_process('sample', 'tiny', '--prompt', 'x', '--grid', '--out', tmp_path/'q'), 'q.png is already there', codes=(1,))
+    assert (tmp_path/'q.png').read_bytes()==b'mine' and not (tmp_path/'q').exists()
 
 @pytest.mark.parametrize('word, sizes', [('none', [3]), ('world:sprouts', [3,2]), ('suggest:world:sprouts', [3,2]), ('generated', [3,2])])
 def test_every_kind_of_prior_trains(here, tmp_path, monkeypatch, word, sizes):
@@ -367,6 +468,7 @@ def test_a_disk_that_becomes_full_costs_nothing_that_was_there(here, trained, tm
 WRONG = {
     'no command': [], 'unknown command': ['paint'], 'unknown option': ['env', '--loud'], 'a missing option': ['train'], 'a missing value': ['sample', 'tiny', '--out'],
     'a word for a number': ['sample', 'tiny', '--prompt', 'a', '--out', 'x', '--n', 'many'], 'no prompt': ['sample', 'tiny', '--out', 'x'],
+    'a training without pictures': ['train', '--out', 'x'], 'a size in words': ['sample', 'tiny', '--prompt', 'a', '--out', 'x', '--size', 'big'],
     'two prompts': ['sample', 'tiny', '--prompt', 'a', '--prompts', 'b', '--out', 'x']}
 
 @pytest.mark.parametrize('call', WRONG)

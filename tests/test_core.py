@@ -217,3 +217,18 @@ def test_libraries_speak_as_before_after_they_were_quiet():
 def test_a_room_loads_no_library_before_it_needs_it(module, heavy):
     code = f'import json, sys, styleboost.{module}; print(json.dumps([m for m in {heavy.split()} if m in sys.modules]))'
     assert json.loads(python(code).stdout)==[]
+
+# in a notebook
+
+def test_in_a_notebook_a_note_is_a_soft_box_unless_somebody_else_takes_it():
+    import nbformat
+    from nbclient import NotebookClient
+    cells = ['from styleboost.core import log, note\nnote("left out <a>.txt")',
+             'import io, logging\nheard = io.StringIO()\nmine = logging.StreamHandler(heard)\nlog.addHandler(mine)\nnote("to mine")\nlog.removeHandler(mine)\nprint(heard.getvalue())',
+             'logging.basicConfig()\nnote("as in Colab, whose root has a stream")',
+             'log.setLevel("ERROR")\nnote("switched off")']
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(c) for c in cells])
+    NotebookClient(nb, timeout=60, kernel_name='python3', resources=dict(metadata=dict(path=str(ROOT)))).execute()
+    first, second, third, last = ([(o.output_type, o.get('data', {}).get('text/html', o.get('text'))) for o in c.outputs] for c in nb.cells)
+    assert len(first)==1 and first[0][0]=='display_data' and 'left out &lt;a&gt;.txt</div>' in first[0][1] and nb.cells[0].outputs[0].data['text/plain']=='left out <a>.txt'
+    assert second==[('stream', 'to mine\n\n')] and [kind for kind,_ in third]==['display_data'] and last==[]

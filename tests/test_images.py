@@ -1,5 +1,5 @@
 "A folder of anything: what can be read is read and upright, the rest is named with its reason, and nothing on disk is touched."
-import io, json, os, random, struct, subprocess, zlib
+import io, json, os, random, shutil, struct, subprocess, zlib
 from dataclasses import replace
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 from PIL import Image, ImageCms
 
 from styleboost.pictures import images
-from styleboost.pictures.images import ImageSet, Picture
+from styleboost.pictures.images import WRITING, ImageSet, Picture, contact_sheet
 from styleboost.core import StyleboostError
 
 TEAL, RED = (0,128,128), (255,0,0)
@@ -439,3 +439,59 @@ def test_a_folder_that_cannot_be_saved_leaves_nothing(tmp_path, picture, refused
     monkeypatch.setattr(Path, 'write_bytes', full)
     with refused(tmp_path/'new'/'copy', 'No space left', 'make room'): ImageSet([picture('a')]).save(tmp_path/'new'/'copy')
     assert [p.name for p in tmp_path.iterdir()]==['new'] and list((tmp_path/'new').iterdir())==[]
+
+# people and things
+
+@pytest.fixture
+def sorted_folder(tmp_path):
+    "A folder with two pictures of its own, and two shelves with one each."
+    for name in ('a.png', 'z.png', 'people/anna.png', 'things/harbour.png'):
+        (tmp_path/'style'/name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new('RGB', (8,8), (len(name),0,0)).save(tmp_path/'style'/name)
+    return tmp_path/'style'
+
+def test_folders_called_people_and_things_say_what_they_hold(sorted_folder, said):
+    found = ImageSet.from_folder(sorted_folder)
+    assert [(p.name, p.people) for p in found]==[('a.png',None), ('people/anna.png',True), ('things/harbour.png',False), ('z.png',None)] and not said()
+    (sorted_folder/'people').rename(sorted_folder/'People')
+    assert [p.people for p in ImageSet.from_folder(sorted_folder) if p.name=='People/anna.png']==[True]
+
+def test_words_about_them_may_lie_inside_or_outside(sorted_folder, said, refused):
+    (sorted_folder/'metadata.jsonl').write_text('{"file_name": "people/anna.png", "text": "Anna"}\n{"file_name": "a.png", "text": "A", "people": false}\n')
+    (sorted_folder/'things'/'harbour.txt').write_text('a harbour'); (sorted_folder/'things'/'notes.pdf').write_text('x')
+    found = ImageSet.from_folder(sorted_folder)
+    assert [(p.caption, p.people) for p in found]==[('A',False), ('Anna',True), ('a harbour',False), ('',None)]
+    assert found.skipped==(('things/notes.pdf', 'not a picture by its ending'),) and said()==['style: left out things/notes.pdf: not a picture by its ending']
+    (sorted_folder/'people'/'metadata.csv').write_text('file_name,caption\nanna.png,Anne\n')
+    with refused('people/anna.png', 'two different lines'): ImageSet.from_folder(sorted_folder)
+
+def test_a_picture_that_lies_in_one_folder_and_is_said_to_belong_in_the_other_is_asked_about(sorted_folder, refused):
+    line = '{"file_name": "people/anna.png", "people": false%s}\n'
+    (sorted_folder/'metadata.jsonl').write_text(line%'')
+    with refused('people/anna.png lies in people', 'shows no people', 'move it'): ImageSet.from_folder(sorted_folder)
+    (sorted_folder/'metadata.jsonl').write_text(line%', "guessed": true')          # you have corrected a guess by moving the file
+    anna = ImageSet.from_folder(sorted_folder)[1]
+    assert (anna.people, anna.guessed)==(True, False)
+
+@pytest.mark.skipif(os.name=='nt', reason='Windows makes no links unasked')
+def test_other_folders_and_links_to_folders_elsewhere_are_not_entered(sorted_folder, tmp_path, said):
+    (sorted_folder/'people'/'people').mkdir(); (sorted_folder/'animals').mkdir()
+    (tmp_path/'letters').mkdir(); Image.new('RGB', (8,8)).save(tmp_path/'letters'/'secret.png')
+    shutil.rmtree(sorted_folder/'things'); (sorted_folder/'things').symlink_to(tmp_path/'letters')
+    found = ImageSet.from_folder(sorted_folder)
+    assert [p.name for p in found]==['a.png', 'people/anna.png', 'z.png'] and {n for n,_ in found.skipped}=={'animals', 'people/people', 'things'}
+
+def test_a_guess_is_marked_and_stays_one_when_saved_and_read(aux, tmp_path):
+    unsure = ImageSet([replace(aux[0], guessed=True), aux[1]], 'unsure')
+    again = ImageSet.from_folder(unsure.save(tmp_path/'kept'))
+    assert again.guessed==[True, False] and again.people==unsure.people and '1 of them guessed' in repr(again) and 'guessed' not in repr(aux)
+
+# sheets
+
+def test_a_sheet_has_words_below_where_there_are_any():
+    red = [Image.new('RGB', (20,20), 'red')]*3
+    bare, worded = contact_sheet(red, 2, 40), contact_sheet(red, 2, 40, words=['', 'a very long caption of many words', 'x'])
+    assert contact_sheet(red, 2, 40, words=['','','']).tobytes()==bare.tobytes()
+    assert worded.size==(bare.width, bare.height+2*2*WRITING) and worded.crop((0,0,40,40)).tobytes()==bare.crop((0,0,40,40)).tobytes()
+    def ink(box): return min(low for low,_ in worded.crop(box).getextrema())<255
+    assert not ink((0,40,40,64)) and ink((42,40,82,52)) and ink((42,52,82,64)) and ink((0,106,40,118)) and not ink((42,106,82,118))

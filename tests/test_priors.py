@@ -145,6 +145,13 @@ def test_generating_none_is_refused_not_replaced(refused, n):
 def test_an_unknown_word_is_refused(refused, word):
     with refused(word.removeprefix('world:')): prior_images(word)
 
+def test_unless_asked_a_folder_is_used_whole_and_everything_else_gives_twenty(aux, tmp_path, said):
+    folder = ImageSet([replace(aux[0], name=f'{i}.png', data=png(Image.new('RGB', (8,8), (i,0,0)))) for i in range(25)], 'many').save(tmp_path/'many')
+    assert len(prior_images(str(folder)))==25 and not said()
+    assert prior_images('world:people').hash==pool('people').sample(20, 0).hash and any('600 pictures, and 20 of them' in m and '--aux-count' in m for m in said())
+    assert prior_images('generated').n==20 and len(prior_images('world:people', 30))==30
+    assert len(prior_images(f'suggest:{folder}', ref=TAUGHT))==20
+
 def test_none_is_no_prior_whatever_the_count(): assert prior_images('none', 5) is None
 
 # suggestions

@@ -405,6 +405,9 @@ def test_words_make_arms_that_differ_in_the_prior_alone(ref, tmp_path, aux, said
     assert len({with_prior(r, None, name='x').hash for r in recipes.values()})==1
     assert [len(r.bindings) for r in recipes.values()]==[1,2,2,2,2,2] and recipes['generated-a-photo-of-art'].bindings[1].prompt=='a photo of art'
     assert len(recipes['portraits'].bindings[1].images)==4 and any('has 4 pictures, fewer than the 5' in m for m in said())
+    assert not any('differ in number' in m for m in said())
+    made = make(tmp_path/'n', ['world:micah', str(tmp_path/'portraits')])
+    assert [len(b.images) for r in made.recipes.values() for b in r.bindings if b.role=='prior']==[20, 4] and any('(micah 20, portraits 4)' in m for m in said())
     with refused('Two arms are called'): make(tmp_path/'s', ['world:micah','micah:'])
     for name in ('base','a/b','..',''):
         with refused('cannot be the name of an arm'): make(tmp_path/'s', {name: 'none'})

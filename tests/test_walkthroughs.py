@@ -1,9 +1,13 @@
-"""The walkthroughs open in Colab, change none of its packages, leave no trace of the machine they were run on, and link
-to what is there."""
+"""The walkthroughs run from the first cell to the last, open in Colab, change none of its packages, leave no trace of the
+machine they were run on, and link to what is there.
+
+nbdev_test passes them over (nbs/walkthroughs/.notest): it runs no cell that says `eval: false`, and JupyterLab's
+*Run All Cells* does."""
 import configparser, json, re
 from pathlib import Path
 
-import pytest
+import nbformat, pytest
+from nbclient import NotebookClient
 
 ROOT = Path(__file__).resolve().parents[1]
 NAMES = sorted(p.stem for p in (ROOT/'nbs/walkthroughs').glob('[0-9]*.ipynb'))
@@ -37,11 +41,30 @@ def test_the_install_cell_changes_nothing_of_colabs(cells):
     assert all(l.startswith('    %pip install -q --no-deps ') for l in install)
     pins = dict(l.split('==') for l in (ROOT/'constraints.txt').read_text().split() if '==' in l)
     for package,version in re.findall(r'([\w-]+)==([\d.]+)', ' '.join(install)): assert pins[package]==version
-    assert not [t for t in others if re.search(r'(%|!)\s*pip', t) and not t.startswith('#| eval: false')]
+    installing = [t for t in others if re.search(r'(%|!)\s*pip', t)]
+    assert all(re.match(r'(install_\w+) = False\nif \1:\n    %pip', t) for t in installing)
 
 def test_drive_is_never_mounted_unasked(cells):
     mounting = [t for k,t,_ in cells[2] if k=='code' and 'google.colab import' in t]
-    assert all(t.startswith('#| eval: false') for t in mounting)
+    for t in mounting:
+        before, _, block = t.partition('if keep_on_drive:\n')
+        assert re.search('^keep_on_drive = False', before, re.M) and 'google.colab' not in before
+        inside = re.match('(    .*\n?)*', block)[0]
+        assert block.count('drive.mount')==inside.count('drive.mount')==1
+
+@pytest.mark.parametrize('name', NAMES)
+def test_every_cell_runs_as_it_stands(name, tmp_path, monkeypatch):
+    monkeypatch.setenv('TMPDIR', str(tmp_path))        # what it keeps goes too
+    nb = nbformat.read(ROOT/f'nbs/walkthroughs/{name}.ipynb', 4)
+    for c in nb.cells:
+        if c.cell_type=='code': c.outputs, c.execution_count = [], None
+    NotebookClient(nb, timeout=600, kernel_name='python3', resources=dict(metadata=dict(path=str(ROOT/'nbs/walkthroughs')))).execute()
+    code = [c for c in nb.cells if c.cell_type=='code' and c.source.strip()]
+    assert code and all(c.execution_count for c in code)
+    red = [o.text for c in code for o in c.outputs if o.output_type=='stream' and o.name=='stderr']
+    assert not [t for t in red if 'Traceback' in t]
+
+def test_nothing_runs_them_twice(): assert (ROOT/'nbs/walkthroughs/.notest').exists()
 
 def test_outputs_hold_pictures_and_no_paths(cells):
     _, _, all_ = cells

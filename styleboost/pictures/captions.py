@@ -45,7 +45,7 @@ def lines_of(
     if b'\0' in data: raise UnicodeDecodeError('utf-8', data, at := data.index(b'\0'), at+1, 'zeros, as in UTF-16')
     return data.decode('utf-8-sig').replace('\r\n', '\n').replace('\r', '\n').split('\n')
 
-# %% ../../nbs/pictures/00_captions.ipynb #bee1c413
+# %% ../../nbs/pictures/00_captions.ipynb #75c82b6a
 COLUMNS = ('text', 'caption', 'prompt')  # where captions and prompts are looked for
 
 def _checked_text(v, key, where):
@@ -75,14 +75,15 @@ _flags = {'1':True, 'true':True, 'yes':True, '0':False, 'false':False, 'no':Fals
 
 def flag_in(
     row:dict,
-    where:str,  # names the line
+    where:str,         # names the line
+    key:str='people',  # the column
 )->bool|None:
-    "Whether a row says that people are shown."
-    flag = row.get('people')
+    "Whether a row says that people are shown; or another column that says yes or no."
+    flag = row.get(key)
     known = _flags.get(flag.strip().lower(), flag) if isinstance(flag, str) else flag
     if known is None or isinstance(known, bool): return known
     shown = repr(flag[:40]) if isinstance(flag, str) else f'of the kind {type(flag).__name__}'
-    raise StyleboostError(f'{where}: people is {shown}; write true or false.')
+    raise StyleboostError(f'{where}: {key} is {shown}; write true or false.')
 
 # %% ../../nbs/pictures/00_captions.ipynb #59a64bcb
 def _tab_fields(line):
@@ -117,7 +118,7 @@ def table(
                                   f'a text with a {"tab" if tabs else "comma"} in it needs quotes.')
     return [(dict(zip_longest(head, r, fillvalue='')), f'{path}, line {i}') for i,r in rows]
 
-# %% ../../nbs/pictures/00_captions.ipynb #1de3bb25
+# %% ../../nbs/pictures/00_captions.ipynb #e675d197
 def name_inside(
     name:str,   # a file's name, as a file has it
     where:str,  # names the line
@@ -144,7 +145,9 @@ def _described(row, where):
     "What a row of metadata says, checked."
     name = _checked_text(row.get('file_name'), 'file_name', where)
     more = {k: _checked_text(row.get(k), k, where) for k in ('subject','set','licence')}
-    return dict(more, file_name=name_inside(name, where), text=words_in(row, where), people=flag_in(row, where))
+    people = flag_in(row, where)
+    guessed = people is not None and bool(flag_in(row, where, 'guessed'))
+    return dict(more, file_name=name_inside(name, where), text=words_in(row, where), people=people, guessed=guessed)
 
 # %% ../../nbs/pictures/00_captions.ipynb #bfa19e44
 WORDS = 64*10**6  # bytes; larger files of words are refused
@@ -180,9 +183,9 @@ def metadata_rows(
     "Its rows by file name."
     return _by_name(_metadata(path)) if path.exists() else {}
 
-# %% ../../nbs/pictures/00_captions.ipynb #496ff686
+# %% ../../nbs/pictures/00_captions.ipynb #2c08f224
 METADATA = ('metadata.jsonl', 'metadata.csv')
-_known = {'file_name', 'people', 'subject', 'set', 'licence', 'split', *COLUMNS,
+_known = {'file_name', 'people', 'guessed', 'subject', 'set', 'licence', 'split', *COLUMNS,
           'source', 'near', 'general', 'style_itself', 'score'}  # what `suggest` writes
 
 def folder_metadata(

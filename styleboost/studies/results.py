@@ -79,7 +79,7 @@ def setting(
     except (ValueError, KeyError, TypeError) as e: raise StyleboostError(
         f'{file} holds a recipe that cannot be read ({first_line(e)}); choose another folder.') from e
 
-# %% ../../nbs/studies/05_results.ipynb #23a8d1fb
+# %% ../../nbs/studies/05_results.ipynb #68fdb18e
 class Results:
     "The folder of a study, to look at."
     def __init__(self,
@@ -92,10 +92,18 @@ class Results:
     def cells(self):
         "Arm and seed of every cell, seed by seed."
         return [(a,s) for s in self.seeds for a in self.arms]
-    def run_folder(self, arm, seed=None):
+    def run_folder(self,
+        arm:str,        # its name; or 'base' or 'truth', which have no seed
+        seed:int=None,  # of the study's
+    ):
         "The run of a cell, or the folder of what the untouched base drew."
         return self.folder/arm if arm in (BASE, TRUTH) else self.folder/'runs'/arm/f'seed-{seed}'
-    def kept(self, arm, seed=None): return kept_scores(self.run_folder(arm, seed))
+    def kept(self,
+        arm:str,        # its name
+        seed:int=None,  # of the study's
+    ):
+        "The scores that a cell kept."
+        return kept_scores(self.run_folder(arm, seed))
     def __repr__(self):
         size = f'{len(self.arms)} arms, {len(self.seeds)} seeds'
         return f'{type(self).__name__}({self.folder.name!r}, {size}, {len(self.done)} of {len(self.cells)} cells done)'
@@ -133,7 +141,7 @@ def done(self:Results):
     chosen = self.chosen
     return [(a,s) for a,s in self.learned if a in chosen and is_scored(self.kept(a, s), 'test', chosen[a])]
 
-# %% ../../nbs/studies/05_results.ipynb #212eba39
+# %% ../../nbs/studies/05_results.ipynb #57763560
 @patch(as_prop=True)
 def failed(self:Results):
     "Cells that failed, with what went wrong: (arm, seed) -> sentence."
@@ -145,8 +153,8 @@ def _first_of(file): return (file.read_text('utf-8', 'replace').splitlines() or 
 @patch
 def images(self:Results,
     arm:str,            # or 'base' or 'truth', whatever the seed and step
-    seed:int=None,
-    step:int=None,
+    seed:int=None,      # of the study's
+    step:int=None,      # a checkpoint
     split:str='test',   # or 'validation'
 )->list:
     "Pictures that a cell drew, one a prompt, None for one that was lost; None if they are not drawn."
@@ -167,7 +175,7 @@ def ref(self:Results):
     "StyleRef, in small copies."
     return ImageSet.from_folder(self.folder/'sets'/'ref')
 
-# %% ../../nbs/studies/05_results.ipynb #b7a3e458
+# %% ../../nbs/studies/05_results.ipynb #d3453f03
 COLUMNS = ['arm','seed','step','split','group','metric','value','low','high','n']
 
 @patch
@@ -181,36 +189,36 @@ def table(self:Results)->pd.DataFrame:
 
 @patch
 def at_chosen(self:Results,
-    split:str='test',
+    split:str='test',   # or 'validation'
 )->pd.DataFrame:
     "The rows of the table at each arm's chosen step, and those of what nobody trained."
     t, at = self.table(), {**self.chosen, BASE:0, TRUTH:0}
     return t[(t.split==split) & (t.step==t.arm.map(at))]
 
-# %% ../../nbs/studies/05_results.ipynb #fcbd1325
+# %% ../../nbs/studies/05_results.ipynb #be1be92b
 @patch
 def compare(self:Results,
-    metric:str='kid',
+    metric:str='kid',     # a name of `METRICS`
     group:str='all',      # or 'people', 'things'
     against:str=None,     # the arm that others are held against; 'none', or the first, unless given
-    split:str='test',
-    confidence:float=.95,
+    split:str='test',     # or 'validation'
+    confidence:float=.95, # of the intervals
 )->pd.DataFrame:
     "Differences between arms at their chosen steps, paired by seed (see `styleboost.studies.comparison`)."
     return paired(self.at_chosen(split), metric, group, against, confidence)
 
 @patch
 def ranking(self:Results,
-    metric:str='kid',
-    group:str='all',
-    split:str='test',
+    metric:str='kid',     # a name of `METRICS`
+    group:str='all',      # or 'people', 'things'
+    split:str='test',     # or 'validation'
 )->pd.DataFrame:
     "The arms in order, and where plain features put them."
     return ranked(self.at_chosen(split), metric, group)
 
 @patch
 def plot(self:Results,
-    metric:str='kid',
+    metric:str='kid',        # a name of `METRICS`
     split:str='validation',  # drawn at every checkpoint; 'test' has the chosen steps alone
 ):
     "A metric over the training steps with intervals over seeds, people and things apart."

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIRST', 'SECOND', 'differences', 'Study', 'weights_bytes']
 
-# %% ../../nbs/studies/06_study.ipynb #15b3d8ee
+# %% ../../nbs/studies/06_study.ipynb #3ff6e963
 import hashlib, json, shutil
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -29,7 +29,7 @@ from ..training.priors import resolve
 from ..training.recipes import Generated, Recipe, differ, settled
 from .style import Style, embedded
 from .arms import (
-    DRAW_SAMPLER, DRAW_STEPS, Artist, Bench, Trained, Untouched, arm_name, arm_recipe, untouched_base)
+    DRAW_SAMPLER, DRAW_STEPS, Artist, Bench, Trained, Untouched, arm_name, arm_recipe, tell_counts, untouched_base)
 from ..showing.figures import TRUTH
 from .jobs import in_turn, on_ray
 from .cells import examine_split, learn_cell, report_cell
@@ -63,10 +63,11 @@ def _check_arms(arms):
     if not arms: raise StyleboostError('A study needs arms; give at least one, such as none.')
     check_names(arms)
 
-# %% ../../nbs/studies/06_study.ipynb #3fd4ccef
+# %% ../../nbs/studies/06_study.ipynb #c9b75a30
 def _recipes(arms, ref, steps, n, kw):
     "Arms as recipes of equal length; words stand for recipes with the fields `kw`."
     recipes = {k: r if isinstance(r, Recipe) else arm_recipe(r, ref, n, **kw) for k,r in arms.items()}
+    tell_counts({k:r for k,r in recipes.items() if not isinstance(arms[k], Recipe)})
     return {k: replace(r, name=k, steps=steps) for k,r in recipes.items()}
 
 def _bindings(recipes): return [b for r in recipes.values() for b in r.bindings]
@@ -124,7 +125,7 @@ def _agreed(folder, was, now):
     return dict(was, arms=dict(was['arms'], **now['arms']), seeds=list(dict.fromkeys(was['seeds']+now['seeds'])),
                 versions=now['versions'])
 
-# %% ../../nbs/studies/06_study.ipynb #9220ca58
+# %% ../../nbs/studies/06_study.ipynb #22c8c54f
 class Study(Results):
     "A table of runs: arms by seeds, scored at several checkpoints."
     def __init__(self,
@@ -135,10 +136,10 @@ class Study(Results):
         steps:tuple=(50,100,200),   # checkpoints; the last ends each training
         base:str|Base='tiny',  # of every arm
         method:str='full',     # what trains, in arms given as words
-        n:int=20,              # prior images, in arms given as words; all where there are fewer
+        n:int=None,            # prior images, in arms given as words; see `prior_images` unless given
         choose:str='kid',      # the metric that chooses an arm's step, on validation prompts
         sampler:int=DRAW_STEPS,       # steps that a picture is drawn in
-        guidance:float=7.,
+        guidance:float=7.,     # classifier-free guidance
         scheduler:str=DRAW_SAMPLER,   # a name that `styleboost.bases.sampling` knows
         judge=None,            # an `Encoder` to score with, or what `load_encoder` takes; the embedded one unless given
         device:str=None,       # 'cpu' keeps it off the GPU
@@ -155,12 +156,16 @@ class Study(Results):
         self.info = _described(self.bench, self.recipes, seeds, choose)
         if (self.folder/'study.json').exists(): self.info = _agreed(self.folder, setting(self.folder), self.info)
     @classmethod
-    def open(cls, folder:str|Path)->Results:
+    def open(cls,
+        folder:str|Path,   # of a study
+    )->Results:
         "A study's folder, to look at without the study's inputs."
         return Results(folder)
     @property
     def ref(self): return self.style.ref
-    def prompts(self, split='test'): return self.style.prompts(split)
+    def prompts(self, split:str='test'):  # or 'validation'
+        "What all arms draw."
+        return self.style.prompts(split)
 
 # %% ../../nbs/studies/06_study.ipynb #3975ea30
 @patch

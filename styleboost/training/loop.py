@@ -191,9 +191,9 @@ def _carried_out(trainer, run, trackers, snapshots, every, watch, preview, progr
     _finish(trainer, run)
     return run
 
-# %% ../../nbs/training/09_loop.ipynb #020e1da6
+# %% ../../nbs/training/09_loop.ipynb #853487fa
 def train(
-    recipe:Recipe,
+    recipe:Recipe,         # what to train; see `styleboost.training.recipes`
     out:str|Path,          # the run's folder
     seed:int=0,            # of data order, crops and noise; 0 or more, below 2**63
     base:Base=None,        # an untouched base to use instead of loading `recipe.base`; it is not changed

@@ -249,10 +249,10 @@ def _fastest(recipe, choices, made, budget):
         f'{recipe.method.name}: the nearest setting ({", ".join(least.levers)}) needs {least.peak/1e9:.1f} GB; '
         'give that much, a smaller batch or resolution, or a method with fewer weights such as lora.')
 
-# %% ../../nbs/training/08_plan.ipynb #473c24a4
+# %% ../../nbs/training/08_plan.ipynb #b6dccea3
 def plan(
     base:Base|str,          # loaded, or what `load_base` takes
-    recipe:Recipe,
+    recipe:Recipe,          # what is to be trained
     device:str='cuda',      # where it would train
     budget:str=None,        # such as '8GB'; the recipe as it is unless given
     bf16:bool=None,         # whether the device has bfloat16; asked of it if it is here, else assumed

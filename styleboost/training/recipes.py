@@ -196,9 +196,11 @@ class Recipe:
         object.__setattr__(self, 'base', str(self.base))
         check_recipe(self)
 
-# %% ../../nbs/training/00_recipes.ipynb #f7cba504
+# %% ../../nbs/training/00_recipes.ipynb #09d2684e
 @patch
-def set(self:Recipe, given:dict)->Recipe:
+def set(self:Recipe,
+    given:dict,   # field -> value, or a text that stands for one
+)->Recipe:
     "The recipe with other settings: field -> value, or a text that stands for one. `method` comes first."
     given = dict(given)
     method = given.pop('method', self.method)
@@ -231,7 +233,7 @@ def hash(self:Recipe)->str:
     "A hash of everything the recipe says, its pictures' bytes included."
     return hash_of(self.to_dict())
 
-# %% ../../nbs/training/00_recipes.ipynb #8bb8c197
+# %% ../../nbs/training/00_recipes.ipynb #3c95c10a
 def _as_it_ran(d):
     "A recipe's data without the settings that nothing read in version 0.1."
     if d.get('lr_schedule')=='cosine_with_restarts': d = dict(d, lr_schedule='cosine')
@@ -257,7 +259,9 @@ def recipe_of(
     return Recipe(**dict({k:v for k,v in d.items() if k!='bindings'}, method=method, bindings=()))
 
 @patch
-def diff(self:Recipe, other:dict)->list:
+def diff(self:Recipe,
+    other:dict,   # a recipe as `to_dict` gives it
+)->list:          # of (field, theirs, ours)
     "What another recipe (as `to_dict` gives it) says differently: (field, theirs, ours)."
     mine, other = json.loads(json.dumps(self.to_dict())), upgraded(other)
     return [(k, other.get(k), mine[k]) for k in mine if other.get(k)!=mine[k]]
@@ -294,7 +298,7 @@ def settled(
         recipe = replace(recipe, **{k:v for k,v in known.items() if getattr(recipe, k) is None})
     return recipe
 
-# %% ../../nbs/training/00_recipes.ipynb #1d146fd3
+# %% ../../nbs/training/00_recipes.ipynb #d2c76442
 PRESETS = dict(repaired={}, paper=dict(batch=1, pad='longest', pairing='fixed', crops=1, grad_clip=None))
 
 def check_ref(
@@ -307,6 +311,15 @@ def check_ref(
             'one kind alone was worse by 3 to 25 FID than a mix of both (StyleBoost, 2023), '
             'so add pictures of the other kind if you can.')
 
+def _takes_settings(f):
+    "Has a preset's help name what its `**kw` may be."
+    settings = ['preset', *(k.name for k in fields(Recipe) if k.name!='bindings')]
+    f.takes = dict(kw=f'any other of {", ".join(settings)}; or a setting of the method, such as rank, alpha and '
+                      'targets of lora. A name that neither has is refused with a list of those there are')
+    return f
+
+# %% ../../nbs/training/00_recipes.ipynb #babd63e2
+@_takes_settings
 def no_prior(
     ref:ImageSet,            # StyleRef: 15-20 pictures of the style, half of them people
     token:str=TOKEN,         # a rare word
@@ -327,7 +340,7 @@ def _one_binding(ref, token=TOKEN, preset='repaired', name='none', **kw):
     prompt = recipe.method.phrase('{caption}' if captioned else '')     # a method may ask in words of its own
     return replace(recipe, bindings=(Binding(ref, prompt),))
 
-# %% ../../nbs/training/00_recipes.ipynb #22747600
+# %% ../../nbs/training/00_recipes.ipynb #c9b776dc
 def with_prior(
     recipe:Recipe,                   # any recipe
     images:ImageSet|Generated|None,  # what the prior term shows; None takes the term away
@@ -340,6 +353,7 @@ def with_prior(
     prior = () if images is None else (Binding(images, prompt or style_prompt(token=''), weight, 'prior'),)
     return replace(recipe, bindings=style+prior, name=name or recipe.name)
 
+@_takes_settings
 def dreambooth(
     ref:ImageSet,          # StyleRef
     n:int=200,             # class images to generate
@@ -353,6 +367,7 @@ def dreambooth(
     order = Generated(prompt, n, seed)
     return with_prior(no_prior(ref, **kw), order, prompt, prior_weight, kw.get('name', 'generated'))
 
+@_takes_settings
 def styleboost(
     ref:ImageSet,          # StyleRef
     aux:ImageSet,          # auxiliary images
@@ -369,7 +384,7 @@ def styleboost(
     if n is not None: aux = aux.sample(n, seed)
     return with_prior(no_prior(ref, **kw), aux, prompt, prior_weight, kw.get('name', 'aux'))
 
-# %% ../../nbs/training/00_recipes.ipynb #07f2f3fe
+# %% ../../nbs/training/00_recipes.ipynb #5e771a68
 BACKGROUND = 'ukj'  # the rare word that stands for [W] unless another is given
 
 def _check_kinds(people, background):
@@ -382,6 +397,7 @@ def _check_kinds(people, background):
             raise StyleboostError(f'{images.name} is to show {what}, but {wrong[0]}{more} {does}; '
                 'split the style references with `ImageSet.where`.')
 
+@_takes_settings
 def multi(
     people:ImageSet,                  # style references that show people
     background:ImageSet,              # style references that show none

@@ -6,7 +6,7 @@
 __all__ = ['LEVERS', 'ONWARD', 'STEADY', 'checked', 'Run', 'keep_sheets', 'versions', 'save_checkpoint', 'read_state', 'is_new',
            'marks', 'picture_differences', 'run_differences', 'agreed', 'reopen', 'make_way']
 
-# %% ../../nbs/training/06_runs.ipynb #30a5f067
+# %% ../../nbs/training/06_runs.ipynb #021fe7ce
 import hashlib, json, os, re, shutil
 from dataclasses import fields, replace
 from pathlib import Path
@@ -20,7 +20,6 @@ from ..bases.load import load_base
 from styleboost.core import (StyleboostError, first_line, new_folder, note, read_tensors, save_tensors,
     synced, whole)
 from ..methods.method import Method, attached, frozen, restore
-from ..pictures.images import contact_sheet
 from .recipes import Recipe, check_seed, differ, hash_of, recipe_of, upgraded
 
 # %% ../../nbs/training/06_runs.ipynb #58943fd9
@@ -95,7 +94,7 @@ class Run:
         state = 'done' if self.done else 'unfinished'
         return f'Run({str(self.folder)!r}, {self.recipe["name"]}, seed {self.seed}, {state})'
 
-# %% ../../nbs/training/06_runs.ipynb #68a8890e
+# %% ../../nbs/training/06_runs.ipynb #67765acf
 def _logged(line)->dict|None:
     "A line of the log, None if it is none."
     def number(v): return isinstance(v, (int,float)) and not isinstance(v, bool) and -1e300<v<1e300
@@ -132,20 +131,23 @@ def method(self:Run)->Method:
             f'its recipe speaks of {", ".join(newer)}; update styleboost to open it.')
     return recipe_of(self.recipe).method
 
+# %% ../../nbs/training/06_runs.ipynb #3526b679
 @patch(as_prop=True)
 def words(self:Run)->str:
     "What the style is called in a prompt: the token, or both of Multi-StyleForge's."
     return ' style, '.join(filter(None, (self.recipe['token'], self.recipe.get('background_token'))))
 
 @patch
-def phrase(self:Run, prompt='')->str:
+def phrase(self:Run,
+    prompt:str='',  # what to draw
+)->str:
     "The prompt that asks for something in the style."
     return self.method.phrase(prompt)
 
-# %% ../../nbs/training/06_runs.ipynb #410c1bed
+# %% ../../nbs/training/06_runs.ipynb #56299478
 @patch
 def model(self:Run,
-    device:str='cpu',
+    device:str='cpu',  # where it goes
     base:Base=None,    # the untouched base to use instead of loading it; it is not changed
 )->Base:
     "The base with what this run learnt in it."
@@ -170,7 +172,7 @@ def model(self:Run,
     self._model = key, frozen(tuned)
     return self._model[1]
 
-# %% ../../nbs/training/06_runs.ipynb #e1daf23b
+# %% ../../nbs/training/06_runs.ipynb #b691643b
 def keep_sheets(
     folder:Path,    # of the run
     recipe:Recipe,  # with pictures in every binding
@@ -179,7 +181,7 @@ def keep_sheets(
     with whole(folder/'sheets') as part:
         part.mkdir()
         for i,b in enumerate(recipe.bindings):
-            contact_sheet(b.images[:40], 10).save(part/f'{i}-{b.role}.jpg', quality=85)
+            b.images[:40].sheet().save(part/f'{i}-{b.role}.jpg', quality=85)
 
 def versions()->dict:
     "What a run should remember of its surroundings."
