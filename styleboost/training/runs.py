@@ -19,7 +19,8 @@ from ..bases.base import Base
 from ..bases.load import load_base
 from styleboost.core import (StyleboostError, first_line, new_folder, note, read_tensors, save_tensors,
     synced, whole)
-from ..methods.method import Method, attached, frozen, restore
+from ..methods.method import Method, attached, frozen, restore, state
+from ..methods.strength import asked_like, check_strength
 from ..pictures.images import contact_sheet
 from .recipes import Recipe, check_seed, differ, hash_of, recipe_of, upgraded
 
@@ -60,8 +61,9 @@ class Run:
     def __init__(self,
         folder:str|Path,  # as `train` made it
         step:int=None,    # a step of `snapshots`, to open what had been learnt by then; the end unless given
+        strength:float=1.,  # how much of it to draw with, see `styleboost.methods.strength`
     ):
-        self.folder, self._model = Path(folder), None
+        self.folder, self.strength, self._model = Path(folder), check_strength(strength), None
         file = self.folder/'recipe.json'
         if not file.exists():
             raise StyleboostError(f'{folder} is no run: it has no recipe.json; '
@@ -144,6 +146,20 @@ def phrase(self:Run, prompt='')->str:
 
 # %% ../../nbs/training/06_runs.ipynb #410c1bed
 @patch
+def at(self:Run, step:int=None, strength:float=1.)->Run:
+    "The same run, by a step that it kept and at a strength."
+    return Run(self.folder, step, strength)
+
+def _with_learnt(base, method, tensors, strength):
+    "A base with what was learnt in it, at a strength."
+    if strength!=1: method.check_has_strength()
+    if strength==0: return asked_like(base, method)
+    tuned = attached(base, method)
+    began = {} if strength==1 else {k:v.clone() for k,v in state(tuned).items()}
+    restore(tuned, tensors)
+    return tuned if strength==1 else method.at_strength(tuned, began, strength)
+
+@patch
 def model(self:Run,
     device:str='cpu',
     base:Base=None,    # the untouched base to use instead of loading it; it is not changed
@@ -160,9 +176,7 @@ def model(self:Run,
         raise StyleboostError(f'{self.folder} was trained on a base with hash {self.info["base_hash"]}, and '
             f'{self.recipe["base"]} now has {base.hash}; put the old base back, or train again.')
     learnt = read_tensors(self.weights)
-    try:
-        tuned = attached(base, self.method)
-        restore(tuned, learnt)
+    try: tuned = _with_learnt(base, self.method, learnt, self.strength)
     except StyleboostError: raise
     except (RuntimeError, ValueError, TypeError, OverflowError, MemoryError) as e:
         raise StyleboostError(f'{self.folder/"recipe.json"} is not the recipe of these weights ({first_line(e)}); '
