@@ -34,10 +34,12 @@ def command(out, ray):
 
 def spent(found):
     """Seconds by kind of work, over all cells and the untouched base: the loops of training; opening models, drawing
-    and keeping pictures; scores. Setting a run up and the generated prior are in none of them."""
+    and keeping pictures; scores; both of prompts that do not ask for the style. Setting a run up and the generated prior
+    are in none of them."""
     kept = [found.kept('base')['seconds'], *[found.kept(*c)['seconds'] for c in found.cells]]
     training = sum(Run(found.run_folder(*c)).log[-1]['seconds'] for c in found.cells)
-    return dict(training=training, drawing=sum(k['draw'] for k in kept), scoring=sum(k['score'] for k in kept))
+    return dict(training=training, drawing=sum(k['draw'] for k in kept), scoring=sum(k['score'] for k in kept),
+                elsewhere=sum(k.get('elsewhere', 0.) for k in kept))
 
 def samplers(found, seed=0):
     "KID to the true style of each arm's test prompts, drawn by several samplers from the same noise."
@@ -54,11 +56,13 @@ def samplers(found, seed=0):
 def measured(found, wall, ray):
     "What the study took, and what it was."
     i, s, minutes = found.info, spent(found), lambda seconds: round(seconds/60, 1)
-    over = None if ray else round(wall/(s['training']+s['drawing']), 3)
+    over = None if ray else round(wall/(s['training']+s['drawing']+s['elsewhere']), 3)
+    more = round(s['elsewhere']/(sum(s.values())-s['elsewhere']), 3)   # what drift and leak add
     return dict(device=device(), where=f'Ray, {ray}' if ray else 'this process', arms=found.arms,
                 seeds=list(found.seeds), checkpoints=list(found.steps), sampler=i['sampler'],
                 prompts={k:len(i['style'][k]) for k in ('validation','test')}, minutes=minutes(wall),
                 **{f'minutes_{k}':minutes(v) for k,v in s.items()}, over_training_and_drawing=over,
+                elsewhere_over_the_rest=more,
                 samplers=samplers(found), base=i['base'], **versions())
 
 def main():

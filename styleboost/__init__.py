@@ -23,7 +23,9 @@ _ROOMS = {
     'training.loop': 'train Run',
     'widgets.monitor': 'TrainingMonitor',
     'bases.sampling': 'sample',
+    'methods.lora_files': 'with_lora',
     'judging.metrics': 'score',
+    'judging.drift': 'elsewhere score_elsewhere',
     'studies.study': 'Study',
     'widgets.compare': 'Compare',
     'exporting.export': 'export'}

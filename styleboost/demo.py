@@ -16,11 +16,13 @@ from .pictures.prompts import TOKEN, drawn, style_prompt
 from .pictures.world import SETS, pool, prompts_up_to, reference, style_ref
 from .bases.load import load_base
 from .bases.sampling import sample
+from .judging.drift import Elsewhere, elsewhere, score_elsewhere
 from .judging.metrics import METRICS, SHOWN, nearer_texts, score
 from .training.loop import train
 from .training.runs import versions
 from .training.priors import generated
 from .training.recipes import Generated, dreambooth, no_prior, styleboost
+from .showing.front import front_section, front_words
 from .showing.report import Column, Head, overview, write_report
 from .studies.results import losses_of
 
@@ -32,7 +34,8 @@ class DemoSize:
     prior:int=40      # prior images, generated or chosen
     prompts:int=64    # test prompts, half of them people
     draw_steps:int=25 # that the sampler takes for a picture
-SIZES = dict(full=DemoSize(), quick=DemoSize(40, 16, 16, 12))
+    elsewhere:int=12  # prompts of the class, of people and of things each that do not ask for the style
+SIZES = dict(full=DemoSize(), quick=DemoSize(40, 16, 16, 12, 4))
 
 def arms(
     ref:ImageSet,   # StyleRef
@@ -96,10 +99,17 @@ class Exam:
     seed:int
     draw_steps:int
     progress:bool
+    elsewhere:Elsewhere  # prompts that do not ask for the style
     def draw(self, model):
-        texts = [style_prompt(p.text, self.token) for p in self.asked]
+        return self._drawn(model, [style_prompt(p.text, self.token) for p in self.asked])
+    def draw_elsewhere(self, model): return self._drawn(model, [p.text for p in self.elsewhere.prompts])
+    def _drawn(self, model, texts):
         return sample(model, texts, self.seed, self.draw_steps, raw=True, progress=self.progress)
-    def score(self, images): return score(images, self.reference, self.asked)
+    def score(self, images, elsewhere=None, base=None):
+        "Scores, with those of what a model and its base drew elsewhere, if they drew."
+        table = score(images, self.reference, self.asked)
+        if elsewhere is None: return table
+        return table.join(score_elsewhere(elsewhere, base, self.elsewhere, self.reference).drop(columns='n'))
     def keep(self, folder, images):
         "The pictures beside the weights that drew them."
         if not (folder/'samples').exists(): drawn(images, self.asked, self.seed).save(folder/'samples')
@@ -110,13 +120,13 @@ def _as_dict(table):
     measured = lambda row: {k:v for k,v in row.items() if v==v}
     return {group: measured(row) for group,row in table.T.to_dict().items()}
 
-def _run_arm(name, recipe, folder, base, exam):
-    "Trains an arm, or goes on with it; its column of the report, and its scores."
+def _run_arm(name, recipe, folder, base, exam, was):
+    "Trains an arm, or goes on with it; its column of the report, and its scores. `was` is the base's, elsewhere."
     began = time.time()
     run = train(recipe, folder, exam.seed, base=base, resume=(folder/'recipe.json').exists(), progress=exam.progress)
     images = exam.draw(run)
     exam.keep(run.folder, images)
-    scores = exam.score(images)
+    scores = exam.score(images, exam.draw_elsewhere(run), was)
     prior = recipe.bindings[1].images if len(recipe.bindings)>1 else None
     if isinstance(prior, Generated): prior = generated(base, prior, progress=False)
     spent = f'{run.log[-1]["seconds"]:.0f} s of training, {time.time()-began:.0f} s in all'
@@ -150,7 +160,8 @@ def _facts(artwork, base, size, exam, began):
     "What the demo did, for the end of its report."
     return dict(
         style=f'{artwork.title} by {artwork.author}, {artwork.licence}', base=f'{base.name}, weights {base.hash}',
-        seed=exam.seed, steps=size.steps, prior_images=size.prior, prompts=f'{len(exam.asked)} of the test split',
+        seed=exam.seed, steps=size.steps, prior_images=size.prior, 
+        prompts=f'{len(exam.asked)} of the test split, and {len(exam.elsewhere)} that ask for no style',
         sampler=f'DDIM, {size.draw_steps} steps, guidance 7', minutes=round((time.time()-began)/60, 1), **versions())
 
 def _lead(artwork): return (
@@ -179,18 +190,19 @@ def demo(
     _check_folder(out)
     base, ref = load_base('tiny'), style_ref(style)
     asked, token = prompts_up_to(size.prompts, style), kw.get('token', TOKEN)
-    exam = Exam(asked, reference(style), token, seed, size.draw_steps, progress)
+    exam = Exam(asked, reference(style), token, seed, size.draw_steps, progress, elsewhere(asked, size.elsewhere))
     recipes = arms(ref, pool(aux), size.prior, seed, steps=size.steps, **kw)
     own = [p.truth.open() for p in asked]
     scores = dict(truth=exam.score(own))
-    untouched = exam.draw(base)
-    scores['base'] = exam.score(untouched)
+    untouched, was = exam.draw(base), exam.draw_elsewhere(base)
+    scores['base'] = exam.score(untouched, was, was)
     columns = [Column(k, ARM_TITLES[k], ims, _as_dict(scores[k])) for k,ims in (('truth',own), ('base',untouched))]
     for name,recipe in recipes.items():
-        column, scores[name] = _run_arm(name, recipe, out/name, base, exam)
+        column, scores[name] = _run_arm(name, recipe, out/name, base, exam, was)
         columns.append(column)
     artwork, shown = SETS[style], {k:METRICS[k] for k in SHOWN}
     facts = _facts(artwork, base, size, exam, began)
     _overview(ref, columns, asked).save(out/'overview.png')
     return write_report(out, f'{artwork.title}: three priors', _lead(artwork), columns, asked, ref,
-                        winner_in_words(scores), facts, shown, head=head_of(columns, scores, exam))
+                        winner_in_words(scores)+front_words(columns), facts, shown, [front_section(columns)],
+                        head_of(columns, scores, exam))

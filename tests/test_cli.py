@@ -19,6 +19,7 @@ from styleboost.methods.load import METHODS, method_class
 from styleboost.pictures.images import ImageSet
 from styleboost.pictures.world import STYLES, pool
 from styleboost.studies.arms import DRAW_SAMPLER, DRAW_STEPS
+from styleboost.studies.results import Results
 from styleboost.training.runs import Run
 from styleboost.training.recipes import Recipe
 
@@ -29,14 +30,15 @@ OPTIONS = dict(
           '--min-snr --precision --memory --attention --checkpointing --optimizer --fused-backward --weights '
           '--accumulate --buckets --latents --snapshots --checkpoint --seed --tracker --resume --sample-prompts '
           '--sample-every --no-samples --device',
-    sample='--out --prompt --prompts --n --seed --steps --guidance --scheduler --negative --at --size --grid --device',
+    sample='--out --prompt --prompts --n --seed --steps --guidance --scheduler --negative --at --size --grid --lora '
+           '--strength --literal --device',
     plan='--base --memory --method --rank --targets --text-encoder --no-text-encoder --prior --set --resolution '
          '--batch --precision --checkpointing --optimizer --fused-backward --weights --accumulate --processes --device',
-    score='--reference --prompts --ref --encoder --out',
+    score='--reference --prompts --ref --untouched --drift --encoder --out',
     suggest='--ref --pool --out --k --people --near --general --itself --encoder',
-    compare='--out --prior --aux --style --ref --reference --prompts --validation --base --seeds --steps --method '
-            '--recipe --set --aux-count --sampler --scheduler --encoder --ray --gpus --device',
-    export='--out --to --at --half --pictures --no-pictures --push',
+    compare='--out --prior --aux --arm --style --ref --reference --prompts --validation --base --seeds --steps --method '
+            '--recipe --set --aux-count --sampler --scheduler --strengths --drift --encoder --ray --gpus --device',
+    export='--out --to --at --strength --half --pictures --no-pictures --push',
     env='')
 
 def in_process(*args, encoding='utf-8'):
@@ -463,12 +465,67 @@ def test_a_disk_that_becomes_full_costs_nothing_that_was_there(here, trained, tm
         with small_disk(): refusal(in_process('export', tmp_path/'run', '--no-pictures', '--out', *more), more[0], 'make room on that disk')
         assert sorted(tmp_path.rglob('*'))==before
 
+# strength, drift and what somebody else made
+
+@pytest.fixture(scope='module')
+def strong(here):
+    "A run that moved far."
+    done = in_process('train', '--ref', here/'ref', '--aux', 'none', '--recipe', here/'cheap.json', '--method', 'lora', '--steps', 4, '--lr', .05, '--out', here/'strong')
+    assert done.code==0, done.err
+    return here/'strong'
+
+def test_a_strength_of_nought_draws_what_the_base_draws_and_one_what_the_run_draws(here, strong, tmp_path):
+    def drew(name, *args):
+        done = in_process('sample', *args, '--steps', 2, '--out', tmp_path/name)
+        assert done.code==0, done.err
+        return next((tmp_path/name).glob('*.png')).read_bytes()
+    asked = ['--prompt', 'a dog']
+    run = drew('run', strong, *asked)
+    assert drew('one', strong, *asked, '--strength', 1)==run!=drew('half', strong, *asked, '--strength', .5)
+    assert drew('nought', strong, *asked, '--strength', 0)==drew('base', 'tiny', '--prompt', 'a photo of zwx style, a dog')
+    assert drew('literal', strong, *asked, '--literal')==drew('plain', strong, '--prompt', 'a dog', '--literal')!=run
+
+def test_a_lora_file_is_drawn_with_and_exported_at_a_strength(strong, tmp_path):
+    for name,s in (('whole',1), ('half',.5)): assert in_process('export', strong, '--to', 'kohya', '--strength', s, '--out', tmp_path/f'{name}.safetensors').code==0
+    def drew(name, file, s):
+        done = in_process('sample', 'tiny', '--lora', tmp_path/f'{file}.safetensors', '--strength', s, '--prompt', 'a dog', '--steps', 2, '--out', tmp_path/name)
+        assert done.code==0, done.err
+        return torch.tensor(list(Image.open(next((tmp_path/name).glob('*.png'))).tobytes()))
+    half, baked, whole = drew('a', 'whole', .5), drew('b', 'half', 1), drew('c', 'whole', 1)
+    assert (half-baked).abs().max()<=1<(half-whole).abs().max()
+
+def test_drift_of_a_run_and_of_anothers_pictures(here, strong, tmp_path):
+    (tmp_path/'p.tsv').write_text('prompt\tpeople\n'+''.join(f'{w} {i}\t{w=="woman"}\n' for w in ('woman','dog') for i in range(3)))
+    done = in_process('score', strong, '--reference', here/'bare', '--drift', 4, '--out', tmp_path/'a.json')
+    assert done.code==0, done.err
+    rows = {(r['group'], r['metric']): r for r in json.loads((tmp_path/'a.json').read_text())['rows']}
+    assert rows['all','drift']['value']>0 and rows['all','drift']['n']==8 and rows['all','class_drift']['n']==4 and 'drift' in done.out
+    for name,model in (('run',strong), ('base','tiny')):
+        assert in_process('sample', model, '--prompts', tmp_path/'p.tsv', '--literal', '--steps', 2, '--out', tmp_path/name).code==0
+    for name in ('run','base'):
+        done = in_process('score', tmp_path/name, '--reference', here/'bare', '--untouched', tmp_path/'base', '--out', tmp_path/f'{name}.json')
+        assert done.code==0, done.err
+    value = {n: next(r['value'] for r in json.loads((tmp_path/f'{n}.json').read_text())['rows'] if (r['group'], r['metric'])==('all','drift')) for n in ('run','base')}
+    assert value['base']<1e-6<value['run']
+
+def test_arms_of_every_kind_are_compared(here, trained, picture, tmp_path):
+    ImageSet([picture(f'real{i}', people=i%2==0) for i in range(12)], 'real').save(tmp_path/'real')
+    done = in_process('compare', '--ref', here/'ref', '--reference', tmp_path/'real', '--arm', f'done=run:{trained.folder}; strength=0.5', '--arm', 'other=base:tiny', '--arm', 'small=none; method=lora; rank=2',
+                      '--seeds', 1, '--steps', '1', '--sampler', 1, '--recipe', here/'cheap.json', '--drift', 4, '--out', tmp_path/'s')
+    assert done.code==0, done.err
+    found = Results(tmp_path/'s')
+    assert found.arms==['done','other','small'] and len(found.done)==3 and found.info['arms']['small']['method']==dict(name='lora', text_encoder=True, rank=2, targets='attention', alpha=None)
+    assert 'Style against drift' in (tmp_path/'s'/'report.html').read_text('utf-8')
+    alone = in_process('compare', '--ref', here/'ref', '--reference', tmp_path/'real', '--arm', 'base:tiny', '--seeds', 1, '--sampler', 1, '--out', tmp_path/'t')
+    assert alone.code==0 and 'without a prior is added' not in alone.out and Results(tmp_path/'t').arms==['tiny']
+
 # wrong calls
 
 WRONG = {
     'no command': [], 'unknown command': ['paint'], 'unknown option': ['env', '--loud'], 'a missing option': ['train'], 'a missing value': ['sample', 'tiny', '--out'],
     'a word for a number': ['sample', 'tiny', '--prompt', 'a', '--out', 'x', '--n', 'many'], 'no prompt': ['sample', 'tiny', '--out', 'x'],
     'a training without pictures': ['train', '--out', 'x'], 'a size in words': ['sample', 'tiny', '--prompt', 'a', '--out', 'x', '--size', 'big'],
+    'no arm': ['compare', '--out', 'x'], 'words for strengths': ['compare', '--arm', 'none', '--strengths', 'many', '--out', 'x'],
     'two prompts': ['sample', 'tiny', '--prompt', 'a', '--prompts', 'b', '--out', 'x']}
 
 @pytest.mark.parametrize('call', WRONG)
@@ -540,6 +597,17 @@ BAD = {
     'an export of nothing': (['export', '{tmp}/gone', '--out', '{tmp}/out'], 'gone'),
     'an export of a step that was not kept': (['export', '{here}/run', '--at', '1', '--out', '{tmp}/out'], 'step 1'),
     'a base at a step': (['sample', 'tiny', '--at', '1', '--prompt', 'x', '--out', '{tmp}/out'], '--at'),
+    'a strength beyond its range': (['sample', '{here}/run', '--strength', '2', '--prompt', 'x', '--out', '{tmp}/out'], 'The strength is 2'),
+    'an export at a strength of nought': (['export', '{here}/run', '--strength', '0', '--out', '{tmp}/out'], 'nothing to export'),
+    'a strength of a base': ([*SAMPLE, '--strength', '0.5'], '--strength goes with'),
+    'a LoRA that is not there': ([*SAMPLE, '--lora', '{tmp}/gone.safetensors'], 'There is no LoRA'),
+    'a LoRA on a run': (['sample', '{here}/run', '--lora', '{tmp}/x.safetensors', '--prompt', 'x', '--out', '{tmp}/out'], '--lora goes with a base'),
+    'a LoRA that is words': ([*SAMPLE, '--lora', '{tmp}/words.txt'], 'no .safetensors file'),
+    'drift of pictures': (['score', '{here}/aux', '--reference', '{here}/bare', '--drift', '4'], '--drift draws with a run'),
+    'drift beside other prompts': (['score', '{here}/aux', '--reference', '{here}/bare', '--untouched', '{here}/ref'], 'same prompts in the same order'),
+    'an arm that is not there': (['compare', '--arm', 'run:{tmp}/gone', '--out', '{tmp}/out'], 'gone'),
+    'an arm with a wrong setting': (['compare', '--arm', 'lora:x.safetensors; weight=2', '--out', '{tmp}/out'], 'weight'),
+    'a study at a strength beyond its range': (['compare', '--arm', 'none', '--strengths', '1,2', '--out', '{tmp}/out'], 'The strength is 2'),
     'an export to an unknown layout': (['export', '{here}/run', '--to', 'gone', '--out', '{tmp}/out'], 'gone'),
     'an export into a file': (['export', '{here}/run', '--out', '{tmp}/words.txt'], 'words.txt'),
     'a demo of an unknown style': (['demo', '--style', 'gone', '--out', '{tmp}/out'], 'gone'),

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 
 import pandas as pd, pytest, torch
 from hypothesis import given, settings, strategies as st
+from safetensors.torch import load_file, save_file
 
 from styleboost.core import StyleboostError
 from styleboost.studies import arms, cells, study as rooms
@@ -20,7 +21,11 @@ from styleboost.studies.results import COLUMNS, Results
 from styleboost.studies.arms import Bench, Trained, Untouched, arm_name, arm_recipe
 from styleboost.studies.cells import kept_scores, learn_cell, report_cell
 from styleboost.studies.study import Study
+from styleboost.studies.ready import ready
+from styleboost.exporting.export import export
+from styleboost.judging.drift import score_elsewhere
 from styleboost.training.runs import Run
+from styleboost.widgets.compare import Compare, numbers_of
 
 class Killed(BaseException): "Ends the process as far as the code can tell: nothing catches it."
 
@@ -32,10 +37,10 @@ def style(ref, picture):
 
 @pytest.fixture(scope='module')
 def make(style, quick, base):
-    "Makes a study that takes seconds: two arms, two seeds, two checkpoints."
+    "Makes a study that takes seconds: two arms, two seeds, two checkpoints, and no look at drift."
     def make(out, arms=None, **kw):
         if arms is None: arms = dict(none=quick(None), aux=quick())
-        return Study(kw.pop('style', style), arms, out, **dict(dict(seeds=(0,1), steps=(1,2), base=base, sampler=1, device='cpu'), **kw))
+        return Study(kw.pop('style', style), arms, out, **dict(dict(seeds=(0,1), steps=(1,2), base=base, sampler=1, device='cpu', drift=0), **kw))
     return make
 
 @pytest.fixture(scope='module')
@@ -522,3 +527,175 @@ def test_questions_the_table_cannot_answer(refused):
     rates = pd.concat([t, pd.DataFrame(table(dict(none=[1.,2.], a=[1.,2.]), 'people_rate', group='people'))])
     with refused("people_rate is not measured for the group 'all'", 'choose people'): paired(rates, 'people_rate')
     with refused('more than one'): paired(pd.concat([t, t.assign(step=2)]))
+
+# elsewhere
+
+@pytest.fixture(scope='module')
+def moved(make, tmp_path_factory): return make(tmp_path_factory.mktemp('moved')/'study', drift=12).run(progress=False)
+
+def folders(study, name): return sorted(str(f.relative_to(study.folder)) for f in study.folder.rglob(name))
+
+def test_the_base_draws_elsewhere_once_a_seed_and_each_cell_once(moved):
+    assert folders(moved, 'elsewhere*')==sorted([*(f'base/samples/elsewhere-seed-{s}-000000' for s in (0,1)),
+        *(f'runs/{a}/seed-{s}/samples/elsewhere-{moved.chosen[a]:06d}' for a,s in moved.cells)])
+    assert moved.kept('none', 0)['seconds']['elsewhere']>0 and moved.kept('base')['seconds']['elsewhere']>0
+
+def test_drift_is_of_the_same_prompts_and_noise_without_the_word(moved, base):
+    "The pictures are those of the run and of the base for the bare texts, and the numbers those of the pictures."
+    few, step = moved.bench.elsewhere, moved.chosen['aux']
+    assert [p.text for p in few.prompts]==[f'a photo of style, {p.text}' for p in moved.style.test]+[p.text for p in moved.style.test]
+    for s in moved.seeds:
+        folder, first = moved.run_folder('aux', s), 2*10**6*s+5*10**5
+        was, now = cells.kept_pictures(moved.run_folder('base'), f'elsewhere-seed-{s}', 0), cells.kept_pictures(folder, 'elsewhere', step)
+        texts, how = [p.text for p in few.prompts], (1, moved.bench.guidance, moved.bench.sampler)
+        for kept,model in ((was, base), (now, Run(folder, step).model('cpu', base))):
+            assert [im.tobytes() for im in kept]==[im.tobytes() for im in arms.sample(model, texts, list(range(first, first+len(texts))), *how, raw=True)]
+        t = score_elsewhere(now, was, few, moved.style.reference)
+        rows = {(r['group'], r['metric']): r['value'] for r in moved.kept('aux', s)['rows'] if r['split']=='test'}
+        assert rows['things','drift']==pytest.approx(t.drift['things']) and rows['all','class_leak']==pytest.approx(t.class_leak['all'])
+    of_base = moved.table().query('arm=="base" and split=="test"')
+    assert of_base[of_base.metric=='drift'].value.abs().max()<1e-6 and (of_base.metric=='diversity_elsewhere').any()
+
+def test_the_report_draws_the_front(moved):
+    page = moved.report()
+    data = json.loads((page.parent/'report.json').read_text())
+    section = next(s for s in data['sections'] if s['head']=='Style against drift')
+    assert [r[''] for r in section['rows']]==['untouched base','none','aux']
+    assert any(v.startswith(('Most style for least drift','No arm has more')) for v in data['verdict']) and 'aria-label="Style against drift"' in page.read_text('utf-8')
+
+def test_a_study_that_was_begun_without_drift_goes_on_without_it(make, quick, tmp_path, said):
+    "As version 0.1 wrote it: no strengths, no prompts elsewhere, and nothing of them in the scores."
+    folder = make(tmp_path/'s', dict(none=quick(None)), seeds=(0,)).run(progress=False).folder
+    info = json.loads((folder/'study.json').read_text())
+    assert info.pop('strengths')==[1.] and info.pop('elsewhere') is None
+    (folder/'study.json').write_text(json.dumps(info))
+    assert 'strength' not in (folder/'runs'/'none'/'seed-0'/'scores.json').read_text()
+    assert len(Results(folder).done)==1 and 'drift' not in set(Results(folder).table().metric)
+    more = make(folder, dict(none=quick(None)), seeds=(0,1), drift=12).run(progress=False)
+    assert any('begun without a look at drift' in m for m in said())
+    assert len(more.done)==2 and 'drift' not in set(more.table().metric) and folders(more, 'elsewhere*')==[]
+    assert 'Style against drift' not in more.report().read_text('utf-8')
+
+def test_too_few_prompts_leave_drift_out_and_who_asks_for_fewer_is_refused(make, style, quick, tmp_path, said, refused):
+    few = replace(style, test=style.test[:3])
+    assert make(tmp_path/'s', dict(none=quick(None)), style=few, drift=12).bench.elsewhere is None
+    assert any('Drift needs 4 prompts' in m and 'It is left out' in m for m in said())
+    with refused('Drift needs 4 prompts', 'has 2'): make(tmp_path/'s', drift=1)
+    with refused('no metric', 'drift'): make(tmp_path/'s', choose='drift')
+
+def test_stopped_while_it_draws_elsewhere_and_called_again_is_uninterrupted(make, quick, tmp_path, monkeypatch):
+    one = dict(arms=dict(aux=quick()), seeds=(0,), steps=(1,), drift=12)
+    with monkeypatch.context() as m:
+        count, real = [], arms.sample
+        def stop(model, texts, *a, **kw):
+            count.append(texts)
+            if len(count)==6: raise Killed
+            return real(model, texts, *a, **kw)
+        m.setattr(arms, 'sample', stop)
+        with pytest.raises(Killed): make(tmp_path/'s', **one).run(progress=False)
+    assert count[0]==count[5] and count[5][0].startswith('a photo of style, ')              # by the base, and by the cell
+    same(make(tmp_path/'s', **one).run(progress=False), make(tmp_path/'t', **one).run(progress=False))
+
+# strengths
+
+def test_validation_chooses_step_and_strength_together(make, quick, tmp_path):
+    study = make(tmp_path/'s', dict(aux=quick(method='lora')), seeds=(0,), strengths=(.5,1)).run(progress=False)
+    assert study.points('aux')==[(1,.5),(1,1.),(2,.5),(2,1.)]
+    val = study.table().query('arm=="aux" and split=="validation" and metric=="style" and group=="all"').set_index(['step','strength']).value
+    assert len(val)==4 and study.chosen_points['aux']==val.idxmax()
+    file = study.run_folder('aux', 0)/'scores.json'
+    kept = json.loads(file.read_text())
+    for r in kept['rows']:
+        if r['metric']=='style' and r['split']=='validation': r['value'] = float((r['step'], r.get('strength', 1))==(1,.5))
+    file.write_text(json.dumps(kept))
+    study.run(progress=False)
+    assert study.chosen_points['aux']==(1,.5) and study.chosen['aux']==1 and len(study.done)==1
+    t = study.at_chosen()
+    assert set(t[t.arm=='aux'].strength)=={.5}
+    assert cells.sheet_folder(study.run_folder('aux', 0), 'test', 1, .5).name=='test-000001-at-0.5' and len(study.images('aux', 0, 1))==4
+    assert [im.tobytes() for im in study.images('aux', 0, 1)]==[im.tobytes() for im in arms.sample(Run(study.run_folder('aux', 0), 1, .5).model('cpu', study.bench.loaded), [f'a photo of zwx style, {p.text}' for p in study.style.test], list(range(4)), 1, 7., 'dpmpp', raw=True)]
+    assert 'step 1 at a strength of 0.5' in study.report().read_text('utf-8')
+    seen = study.seen()
+    assert not seen[seen.split=='validation'].duplicated(['arm','seed','step','group','metric']).any()
+
+def test_strengths_that_cannot_be_are_refused(make, quick, tmp_path, refused):
+    with refused('The strength is 2'): make(tmp_path/'s', strengths=(1,2))
+    with refused('no strengths'): make(tmp_path/'s', strengths=())
+    with refused('The arm x cannot be tried at strengths', 'dreamartist'): make(tmp_path/'s', dict(x=quick(method='dreamartist')), strengths=(.5,1))
+    make(tmp_path/'s', dict(x=quick(method='dreamartist')))
+
+# what needs no training
+
+@pytest.fixture(scope='module')
+def there(straight, base, quick, tmp_path_factory):
+    "A finished run, a LoRA file and another base."
+    at = tmp_path_factory.mktemp('there')
+    run = arms.train(quick(None, method='lora', steps=4, lr=.05), at/'mine', base=base, progress=False, device='cpu')
+    export(run, at/'theirs.safetensors', 'kohya', pictures=False)
+    base.own().pipeline().save_pretrained(at/'other')
+    f = at/'other'/'unet'/'diffusion_pytorch_model.safetensors'
+    save_file({k: v*1.01 for k,v in load_file(f).items()}, f, dict(format='pt'))
+    return at
+
+def test_what_is_there_is_compared_with_what_is_trained(make, quick, there, tmp_path, said):
+    words = dict(none=quick(None), mine=f'run:{there}/mine; strength=0.5', theirs=f'lora:{there}/theirs.safetensors; strength=0.8', other=f'base:{there}/other; token=zwx')
+    study = make(tmp_path/'s', words, drift=12).run(progress=False)
+    assert len(study.done)==8 and study.failed=={} and study.steps==(1,2)
+    assert {a: study.chosen_points[a] for a in ('mine','theirs','other')}==dict(mine=(0,.5), theirs=(0,.8), other=(0,1.))
+    t = study.at_chosen()
+    drift = t[(t.metric=='drift')&(t.group=='all')].groupby('arm').value.mean()
+    assert drift['mine']>1e-5 and drift['theirs']>1e-5 and 'other' not in drift and any('other stands on another base' in m for m in said())
+    for arm in ('mine','theirs'): assert study.images(arm, 0, 2)[0].tobytes()!=study.images(arm, 1, 2)[0].tobytes()!=study.images('base')[0].tobytes()
+    assert str(there) not in (study.folder/'study.json').read_text()
+    data = json.loads((study.report().parent/'report.json').read_text())
+    assert {c['name']: c['note'].split(',')[0] for c in data['columns']}|dict(none='')==dict(base='', none='', mine='no training at a strength of 0.5', theirs='no training at a strength of 0.8', other='no training')
+    assert study.compare('style').arm.tolist()==['mine','theirs','other']
+    again = Study.open(shutil.copytree(study.folder, tmp_path/'t'))
+    assert again.chosen==study.chosen and again.is_ready('mine') and not again.is_ready('none')
+    make(study.folder, words, drift=12).run(progress=False)                                       # and it is called again
+    shown = Compare(study)
+    shown.at_chosen, shown.step = False, 1
+    assert shown.step_of('mine')==0 and shown.step_of('none')==1 and shown.pictures('mine')[0] is not None
+    assert numbers_of(shown.table, 'mine', 0, 0, 'all')['drift'][0]>1e-5
+    assert '"ready": ["mine", "theirs", "other"]' in shown.export(tmp_path/'page.html').read_text('utf-8')
+    with pytest.raises(StyleboostError, match='mine.strength was 0.5 and is 0.6'): make(study.folder, dict(words, mine=f'run:{there}/mine; strength=0.6'), drift=12)
+
+def test_a_study_may_train_nothing(make, there, tmp_path):
+    study = make(tmp_path/'s', [f'run:{there}/mine', f'lora:{there}/theirs.safetensors; strength=1.5'], seeds=(0,)).run(progress=False)
+    assert study.arms==['mine','theirs-at-1.5'] and len(study.done)==2 and study.report().exists()
+    ours, file = (study.images(a, 0)[0] for a in study.arms)
+    assert ours.tobytes()!=file.tobytes()
+
+def test_how_a_file_is_asked(there, picture, said):
+    words = lambda word: ready(f'lora:{there}/theirs.safetensors{word}').ask('a dog')
+    assert words('')=='a photo of zwx style, a dog'                                          # its header says so
+    assert words('; token=artx')=='a photo of artx style, a dog' and words('; phrase={prompt}, art')=='a dog, art'
+    assert ready('base:tiny').ask('a dog')=='a photo of style, a dog'
+
+@pytest.mark.parametrize('word, words', [
+    ('lora:nowhere.safetensors', ['There is no LoRA', 'nowhere']), ('run:nowhere', ['is no run']), ('base:nowhere', ['nowhere', 'is no base']),
+    ('lora:; strength=1', ['says not which']), ('run:x; strength=2', ['The strength is 2']), ('run:x; colour=red', ['no setting', 'colour', 'step, strength']),
+    ('lora:x; token=a; phrase=b {prompt}', ['give one of them']), ('lora:x; phrase=b', ['no place for the subject']), ('run:x; step=1; step=2', ['step twice'])])
+def test_a_wrong_word_is_one_sentence(make, tmp_path, refused, word, words):
+    with refused(*words):
+        if 'phrase' in word: ready(word).ask('a dog')
+        else: make(tmp_path/'s', dict(x=word))
+    assert not (tmp_path/'s').exists()
+
+def test_a_file_that_does_not_fit_spoils_no_folder(make, there, tmp_path, refused):
+    (tmp_path/'cut.safetensors').write_bytes((there/'theirs.safetensors').read_bytes()[:500])
+    with refused('cut.safetensors', 'is damaged'): make(tmp_path/'s', dict(x=f'lora:{tmp_path}/cut.safetensors; token=a')).run(progress=False)
+    save_file({k: v[:,:3].contiguous() if 'lora_down' in k else v for k,v in load_file(there/'theirs.safetensors').items()}, tmp_path/'other.safetensors')
+    with refused('The arm x cannot be drawn', 'other.safetensors', 'LoRA for another base'): make(tmp_path/'s', dict(x=f'lora:{tmp_path}/other.safetensors')).run(progress=False)
+    assert not (tmp_path/'s').exists()
+
+def test_what_a_finished_run_saw_is_not_scored_against(make, style, quick, base, tmp_path, said):
+    seen = ImageSet([style.reference[0], *style.ref], 'seen')
+    run = arms.train(quick(None, ref=seen), tmp_path/'run', base=base, progress=False, device='cpu')
+    study = make(tmp_path/'s', dict(none=quick(None), x=f'run:{run.folder}'))
+    assert len(study.style.reference)==len(style.reference)-1 and any('1 of 10 pictures are also trained on' in m for m in said())
+
+def test_an_arm_of_a_word_may_have_settings_of_its_own(make, tmp_path, refused):
+    study = make(tmp_path/'s', dict(plain='none', small='none; method=lora; rank=2'), method='full')
+    assert study.recipes['small'].method.rank==2 and study.recipes['small'].method.name=='lora' and study.recipes['plain'].method.name=='full'
+    with refused('no setting', 'rank'): make(tmp_path/'s', dict(x='none; rank=2'), method='full')

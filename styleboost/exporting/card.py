@@ -51,12 +51,12 @@ def snippet(
         *swap, draw, '             generator=torch.Generator().manual_seed(0)).images[0]'])
 
 # %% ../../nbs/exporting/00_card.ipynb #de423d98
-def scores_at(rows, step, last)->dict:
+def scores_at(rows, step, last, strength=1)->dict:
     """Scores of the weights of a step, with their intervals: group -> metric -> text.
-    Rows that name no step are of the last."""
+    Rows that name no step are of the last, and those that name no strength of all that was learnt."""
     table = {}
     for r in sorted(rows, key=lambda r: r.get('split')=='test'):            # test scores over those of validation
-        if r.get('step', last)!=step: continue
+        if (r.get('step', last), r.get('strength', 1))!=(step, strength): continue
         group = table.setdefault(', '.join(filter(None, (r['group'], r.get('split')))), dict(n=0))
         group['n'] = max(group['n'], r['n'])
         between = '' if r['low'] is None else f' ({r["low"]:.3g} to {r["high"]:.3g})'
@@ -69,7 +69,7 @@ def score_table(run)->str:
     if not f.exists(): return ''
     try:
         last = run.recipe['steps']
-        table = scores_at(json.loads(f.read_text('utf-8'))['rows'], run.step or last, last)
+        table = scores_at(json.loads(f.read_text('utf-8'))['rows'], run.step or last, last, run.strength)
         keys = list(dict.fromkeys(k for row in table.values() for k in row))
     except (OSError, ValueError, KeyError, AttributeError, TypeError) as e:
         raise StyleboostError(f'{f} cannot be read ({type(e).__name__}: {e}); remove it or score the run again.') from e
@@ -119,8 +119,9 @@ def _recipe(run):
     settings = json.dumps(rest, indent=1, ensure_ascii=False)
     versions = ', '.join(f'{k} {v}' for k,v in run.info['versions'].items())
     steps = ' of '.join(str(s) for s in (run.step, r['steps']) if s)
+    part = '' if run.strength==1 else f' drawn at a strength of {run.strength:g}, which is baked in,'
     return (f'## Recipe\n\n{said}\n\n'
-        f'Method {run.method.name}, {steps} steps, batch {r["batch"]} of each binding, '
+        f'Method {run.method.name},{part} {steps} steps, batch {r["batch"]} of each binding, '
         f'learning rate {r["lr"]:g}, {r["resolution"]} pixels, seed {run.seed}; '
         f'recipe hash `{run.info["recipe_hash"]}`.\n\n'
         f'<details><summary>All settings</summary>\n\n```json\n{settings}\n```\n\n{versions}\n\n</details>\n\n')

@@ -24,7 +24,8 @@ def merged(
     run:Run,
 )->Base:
     "The run's base with what it learnt folded into its weights; a model that the run has open stays as it is."
-    return run.method.merge(Run(run.folder, run.step).model('cpu'))
+    fresh = run.at(run.step, run.strength).model('cpu')
+    return fresh.method.merge(fresh)
 
 # %% ../../nbs/exporting/01_export.ipynb #538ccc8c
 LAYOUTS = ('diffusers','single-file','lora','kohya','embedding','controlnet')   # of all families and methods
@@ -35,8 +36,14 @@ def layouts_of(run:Run, model:Base)->list:
     return [*fit, *run.method.layouts]
 
 def _check_layout(run, model, to):
-    "Refuses a layout that this run's family and method do not have."
+    "Refuses a layout that this run's family and method do not have, or not at this strength."
     have = layouts_of(run, model)
+    if run.strength==0: raise StyleboostError(
+        f'At a strength of 0 nothing is left of {run.folder}, and there is nothing to export; give more than 0.')
+    if to in run.method.layouts and model.method!=run.method:
+        whole = [t for t in have if t not in run.method.layouts]
+        raise StyleboostError(f'What {run.method.name} learnt is folded into the base at a strength of '
+            f'{run.strength:g}, and the layout {to} cannot hold that; export it to {" or ".join(whole)} instead.')
     if to in have: return
     way_out = f'export it to {" or ".join(have)} instead' if have else 'no other program reads it, so draw with the run'
     raise StyleboostError(f'{run.folder} was trained by {run.method.name} on {model.family.title}, '
@@ -56,7 +63,7 @@ def _samples(run):
     "What the card shows the model draw, with the words: the run's samples, or some drawn now."
     r, folder = run.recipe, run.folder/'samples'
     # a study keeps folders there
-    kept = run.step is None and folder.is_dir() and any(f.is_file() for f in folder.iterdir())
+    kept = run.step is None and run.strength==1 and folder.is_dir() and any(f.is_file() for f in folder.iterdir())
     if kept:
         ims = ImageSet.from_folder(folder)[:16]
         return ims, ims.captions
@@ -125,7 +132,7 @@ def _alone(out, to)->bool:
     return alone
 
 def export(
-    run:Run|str|Path,    # a finished run; `Run(folder, step)` for what it had learnt by a step that it kept
+    run:Run|str|Path,    # a finished run; `run.at(step, strength)` for less of it
     out:str|Path,        # a folder that is empty or does not exist; or a .safetensors file, for that file alone
     to:str='diffusers',  # the layout: see `layouts_of`
     half:bool=False,     # in half precision, as most shared files are

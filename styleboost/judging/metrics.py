@@ -189,9 +189,19 @@ METRICS = dict(
     diversity=('diversity', 'up',
         'Mean distance between pairs of pictures.'),
     copying=('copying', 'down',
-        'How much nearer the pictures are to StyleRef than to as many held-out pictures of the style; 1 is a copy.'))
+        'How much nearer the pictures are to StyleRef than to as many held-out pictures of the style; 1 is a copy.'),
+    drift=('drift', 'down',
+        'How far pictures of plain prompts, without the style, moved from the untouched base\'s; 0 is not at all.'),
+    class_drift=('drift of the class prompt', 'down',
+        'The same for prompts that ask for a style without its rare word.'),
+    leak=('leak', 'down',
+        'Share of the way to the style that pictures of plain prompts went, unasked; 1 is the style.'),
+    class_leak=('leak into the class prompt', 'down',
+        'The same for prompts that ask for a style without its rare word.'),
+    diversity_elsewhere=('diversity elsewhere', 'up',
+        'Mean distance between pairs of pictures of plain prompts.'))
 
-SHOWN = ('kid','style','subject_rate','people_rate','false_people_rate')  # what a short table shows
+SHOWN = ('kid','style','subject_rate','people_rate','false_people_rate','drift','leak')  # what a short table shows
 
 # %% ../../nbs/judging/04_metrics.ipynb #b2219775
 @dataclass

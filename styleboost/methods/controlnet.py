@@ -66,6 +66,7 @@ def _control(base):
 class ControlNet(Method):
     "A ControlNet that follows edges (Zhang et al. 2023, eq. 2)."
     name = 'controlnet'
+    travels = r'controlnet_(down_blocks|mid_block)\.'   # the convolutions of nought, so what it adds
     wraps = True
     no_place = ('diffusers','single-file')
     def attach(self, base, seed=0):

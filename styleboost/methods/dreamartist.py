@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from fastcore.basics import patch
 
-from ..bases.sampling import Term
+from ..bases.sampling import Term, guided
 from ..core import StyleboostError
 from .method import Layout, trained
 from .textual_inversion import TextualInversion, tables
@@ -25,6 +25,7 @@ class DreamArtist(TextualInversion):
     negatives:int=6      # rows of the negative one
     scale:float=5.       # of the guidance, in training and in drawing
     name = 'dreamartist'
+    travels = ''         # the negative word stands where guidance did, and no way leads from there to the base
     def __post_init__(self):
         super().__post_init__()
         if not (isinstance(self.negatives, int) and 1<=self.negatives<=16):
@@ -48,8 +49,10 @@ class DreamArtist(TextualInversion):
         return text
     def negative(self, text): return self.turned(text)
     def terms(self, texts, negative, guidance):
-        "Towards one word and away from the other; what you give to steer away from stands with it."
-        away = [f'{self.turned(t)}, {negative}' if negative else self.turned(t) for t in texts]
+        "Towards one word and away from the other, with what you give to steer away from. Without the word as ever."
+        turned = [self.turned(t) for t in texts]
+        if turned==texts: return guided(texts, negative, guidance)
+        away = [negative if a==t else f'{a}, {negative}' if negative else a for a,t in zip(turned, texts)]
         return [Term(guidance, texts), Term(1-guidance, away)]
     def defaults(self, base):
         small = sum(p.numel() for p in base.net.parameters())<100e6

@@ -58,6 +58,7 @@ class Hypernetwork(Method):
     hidden:int=2               # how many times as wide they are inside
     activation:str='linear'    # between their two layers
     name = 'hypernetwork'
+    travels = r'\.back\.'       # the layer at the end, so what is added
     wraps = True
     no_place = ('diffusers','single-file')
     def __post_init__(self):

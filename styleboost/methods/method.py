@@ -228,7 +228,7 @@ def read_settings(
 class Full(Method):
     "Every weight of the net, and of the reader."
     text_encoder:bool=True    # whether the reader trains too
-    name, whole = 'full', True
+    name, whole, travels = 'full', True, '.'
     def attach(self, base, seed=0):
         parts = base.learning if self.text_encoder else base.net.parts
         for m in parts.values(): m.requires_grad_(True)

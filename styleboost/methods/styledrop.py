@@ -50,6 +50,7 @@ class StyleDrop(Method):
     hidden:int=32        # numbers in the middle of an adapter
     style:float=1.       # λA: how much further in the style than the tuned model goes by itself
     name = 'styledrop'
+    travels = r'\.up\.'         # the layer at the end, so what is added
     wraps = True
     no_place = ('diffusers','single-file')
     def __post_init__(self):

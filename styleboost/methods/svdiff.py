@@ -60,6 +60,7 @@ class SVDiff(Method):
     "Shifts of singular values (Han et al. 2023)."
     text_encoder:bool=True    # whether the reader's weights are shifted too
     name = 'svdiff'
+    travels = '.'
     wraps = True
     def attach(self, base, seed=0):
         for part in (base.learning if self.text_encoder else base.net.parts).values():

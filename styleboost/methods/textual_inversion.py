@@ -74,6 +74,7 @@ class TextualInversion(Method):
     vectors:int=1        # rows that stand for the word
     init:str='style'     # the word that they begin as
     name = 'textual_inversion'
+    travels = '.'
     wraps = True
     no_place = ('single-file',)   # which has no tokenizer in it
     def __post_init__(self):

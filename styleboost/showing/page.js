@@ -21,7 +21,7 @@ function key(c,split){
     const s=state(),
         k=D.columns[c];
     return D.fixed.includes(k)?split+'|'+k:
-        [split,k,s.seed,s.best&&k in D.chosen?D.chosen[k]:s.step].join('|')}
+        [split,k,s.seed,(s.best||D.ready.includes(k))&&k in D.chosen?D.chosen[k]:s.step].join('|')}
 function draw(){
     const s=state(),
         on=new Set($('input[name=arm]:checked').map(e=>e.value)),

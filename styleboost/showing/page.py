@@ -160,13 +160,14 @@ def write_page(
     chosen:dict={},  # key -> step
     facts:str='',    # a line below
     limit:float=5e6, # bytes of the page
+    ready:list=(),   # keys of columns that have their chosen step alone
 )->Path:
     "One file with everything in it."
     keys, titles = [k for k,_ in columns], [t for _,t in columns]
     gaps = {k:missing(ims) for k,ims in pictures.items() if missing(ims)}
     data = dict(splits=list(asked), columns=keys, titles=titles, fixed=list(fixed), seeds=[str(s) for s in seeds],
         steps=list(steps), numbers={at:foot(keys, values, metrics) for at,values in numbers.items()},
-        failed=failed, chosen=chosen, missing=gaps)
+        failed=failed, chosen=chosen, missing=gaps, ready=list(ready))
     def page(sheets):
         held = in_script(dict(data, sheets=sheets))
         return filled('showing/page.html', title=title, lead=lead, splits=asked, columns=columns, seeds=seeds,

@@ -29,7 +29,7 @@ class Column:
     name:str            # 'base', 'none', 'generated', 'aux', ...
     title:str           # what a reader sees
     images:list         # pictures, one a prompt, in the prompts' order
-    scores:dict         # 'people', 'things' or 'all' -> metric -> number, and `n`
+    scores:dict         # 'people', 'things' or 'all' -> metric -> number, and `n`, or `<metric>_n` where that differs
     losses:dict=None    # binding -> list of (step, value); None for the base
     aux:ImageSet=None   # what stood in for the prior's images
     note:str=''         # e.g. '80 s of training, 200 steps'
@@ -92,7 +92,7 @@ def score_row(
     if all(v is None for v in values): return None
     shown, bounds = formatted(values, key), [bounds_of(s, key) for s in scores]
     win = best(values, shown, [c.trained for c in columns], way, bounds)
-    counts = [s['n'] for s,v in zip(scores, values) if v is not None and 'n' in s]
+    counts = [int(s.get(f'{key}_n', s['n'])) for s,v in zip(scores, values) if v is not None and 'n' in s]
     if len(set(counts))==1: counts = counts[:1]
     cells = [(s, i in win, between) for i,(s,between) in enumerate(zip(shown, intervals(bounds, key)))]
     return dict(group=GROUP_NAMES[group], n=', '.join(map(str, counts)), cells=cells)

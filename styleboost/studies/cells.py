@@ -4,17 +4,18 @@
 
 # %% auto #0
 __all__ = ['SCORES', 'first_seed', 'sheet_folder', 'kept_pictures', 'keep_pictures', 'misfit', 'read_plain', 'kept_scores',
-           'is_scored', 'keep_scores', 'examine_split', 'learn_cell', 'report_cell']
+           'is_scored', 'keep_scores', 'base_elsewhere', 'examine_split', 'points_of', 'learn_cell', 'report_cell']
 
 # %% ../../nbs/studies/03_cells.ipynb #de90297d
 import json, time
-from itertools import count
+from itertools import count, product
 from pathlib import Path
 
 from ..core import StyleboostError, first_line, note, write_whole
 from ..pictures.captions import leads_out, metadata_rows
 from ..pictures.images import Picture
 from ..pictures.prompts import drawn
+from ..judging.drift import score_elsewhere
 from ..judging.metrics import score, tidy
 from .arms import Arm, Bench
 
@@ -24,25 +25,27 @@ def first_seed(
     split:str,
 )->int:
     "The seed of the first picture: the same for all arms, another for every seed and split."
-    return 2*10**6*seed + 10**6*(split=='validation')
+    return 2*10**6*seed + dict(validation=10**6, elsewhere=5*10**5).get(split, 0)
 
 # %% ../../nbs/studies/03_cells.ipynb #14e73507
 def sheet_folder(
     folder:Path,  # of the run
     split:str,
     step:int,
+    strength:float=1.,
 )->Path:
     "Where the pictures of a split and step are kept."
-    return Path(folder)/'samples'/f'{split}-{step:06d}'
+    part = '' if strength==1 else f'-at-{strength:g}'
+    return Path(folder)/'samples'/f'{split}-{step:06d}{part}'
 
 def _readable(path, folder):
     if leads_out(path, folder): return note(f'{path}, which was drawn, is a link to a file elsewhere, and is not read.')
     try: return Picture(path.name, path).open()
     except StyleboostError: note(f'{path}, which was drawn, is gone or cannot be read.')
 
-def kept_pictures(folder:Path, split:str, step:int)->list:
+def kept_pictures(folder:Path, split:str, step:int, strength:float=1.)->list:
     "Pictures in the order of the prompts, None for one that can no longer be read; None if they were not drawn."
-    at = sheet_folder(folder, split, step)
+    at = sheet_folder(folder, split, step, strength)
     return [_readable(at/name, at) for name in metadata_rows(at/'metadata.jsonl')] or None
 
 def _set_aside(at):
@@ -52,9 +55,9 @@ def _set_aside(at):
     at.rename(aside)
     note(f'Pictures were missing in {at}, so all are drawn again; those that were left are in {aside.name}.')
 
-def keep_pictures(folder:Path, split:str, step:int, prompts:list, images:list, seed:int=0):
+def keep_pictures(folder:Path, split:str, step:int, prompts:list, images:list, seed:int=0, strength:float=1.):
     "Keeps a picture a prompt; `seed` is the first one's."
-    at = sheet_folder(folder, split, step)
+    at = sheet_folder(folder, split, step, strength)
     at.parent.mkdir(parents=True, exist_ok=True)
     if at.exists(): _set_aside(at)
     drawn(images, prompts, seed).save(at)
@@ -108,12 +111,16 @@ def kept_scores(folder:Path)->dict:
     "What `scores.json` of a run holds: rows, and seconds by kind of work."
     file = Path(folder)/'scores.json'
     if not file.exists(): return dict(rows=[], seconds={})
-    kept = read_plain(file, SCORES, 'remove it to have the pictures scored again')
-    return dict(rows=kept['rows'], seconds=kept['seconds'])
+    remedy = 'remove it to have the pictures scored again'
+    kept = read_plain(file, SCORES, remedy)
+    rows = [{'strength':1., **r} for r in kept['rows']]
+    wrong = misfit(rows, [dict(strength=float)], 'rows')
+    if wrong: raise StyleboostError(f'{file} cannot be read ({wrong}); {remedy}.')
+    return dict(rows=rows, seconds=kept['seconds'])
 
-def is_scored(kept:dict, split:str, step:int)->bool:
+def is_scored(kept:dict, split:str, step:int, strength:float=1.)->bool:
     "Whether the kept scores have a split at a step."
-    return any(r['split']==split and r['step']==step for r in kept['rows'])
+    return any((r['split'], r['step'], r['strength'])==(split, step, strength) for r in kept['rows'])
 
 def keep_scores(
     folder:Path,   # of the run
@@ -121,21 +128,69 @@ def keep_scores(
     step:int,
     rows:list,     # from `tidy`
     seconds:dict,  # spent, by kind of work
+    strength:float=1.,
 ):
     "Puts a split and step into `scores.json`, in place of what it said of them."
-    kept = kept_scores(folder)
-    others = [r for r in kept['rows'] if (r['split'], r['step'])!=(split, step)]
+    def written(r): return {k:v for k,v in r.items() if k!='strength' or v!=1}
+    kept, place = kept_scores(folder), (split, step, strength)
+    others = [written(r) for r in kept['rows'] if (r['split'], r['step'], r['strength'])!=place]
+    rows = [written(dict(r, strength=strength)) for r in rows]
     for kind,s in seconds.items(): kept['seconds'][kind] = round(kept['seconds'].get(kind, 0)+s, 2)
     text = json.dumps(dict(rows=others+rows, seconds=kept['seconds']), indent=0)
     write_whole({Path(folder)/'scores.json': text+'\n'})
 
-# %% ../../nbs/studies/03_cells.ipynb #faf4dafa
-def _score_split(bench, folder, arm, split, step, images):
-    "Rows of scores; those of an arm also say what was gained on the untouched base."
+# %% ../../nbs/studies/03_cells.ipynb #60b09c1c
+def _whole(images, asked): return len(images)==len(asked) and all(images)
+
+def _drawn(folder, split, step, strength, asked, draw, first):
+    "Pictures of prompts: those that are kept, or all of them drawn."
+    images = kept_pictures(folder, split, step, strength) or []
+    if _whole(images, asked): return images
+    images = draw(asked, list(range(first, first+len(asked))))
+    keep_pictures(folder, split, step, asked, images, first, strength)
+    return images
+
+def _asking(arm, step, strength, **how):
+    "How an arm is asked to draw."
+    if strength!=1: how['strength'] = strength
+    return lambda prompts, seeds: arm.draw(prompts, seeds, step, **how)
+
+def _score_split(bench, folder, arm, split, images):
+    "Scores; those of an arm also say what was gained on the untouched base."
     asked, is_base = bench.style.prompts(split), Path(folder)==bench.base_folder
     base = None if is_base else kept_pictures(bench.base_folder, split, 0)
-    table = score(images, bench.style.reference, asked, bench.judge, ref=arm.ref, base=base)
-    rows = tidy(table, split=split, step=step)
+    return score(images, bench.style.reference, asked, bench.judge, ref=arm.ref, base=base)
+
+# %% ../../nbs/studies/03_cells.ipynb #5a773d32
+def base_elsewhere(bench:Bench, base:Arm, seed:int)->list:
+    "What the untouched base draws where the style is not asked for; drawn once a seed."
+    asked, split, began = bench.elsewhere.prompts, f'elsewhere-seed-{seed}', time.time()
+    images = kept_pictures(bench.base_folder, split, 0) or []
+    if _whole(images, asked): return images
+    draw = _asking(base, 0, 1., literal=True)
+    images = _drawn(bench.base_folder, split, 0, 1., asked, draw, first_seed(seed, 'elsewhere'))
+    keep_scores(bench.base_folder, split, 0, [], dict(elsewhere=time.time()-began))
+    return images
+
+def _looks_elsewhere(bench, folder, arm, split):
+    "Whether drift is measured here."
+    return bench.elsewhere is not None and split=='test' and getattr(arm, 'of_base', True)
+
+def _score_elsewhere(bench, folder, arm, step, strength, seed):
+    "Drift and leak of an arm at a step; those of the base are nothing, but its pictures differ from each other."
+    was = kept_pictures(bench.base_folder, f'elsewhere-seed-{seed}', 0)
+    if was is None or not all(was): raise StyleboostError(
+        f'What the untouched base drew for seed {seed} is gone from {bench.base_folder}; call the study again.')
+    images, asked, first = was, bench.elsewhere.prompts, first_seed(seed, 'elsewhere')
+    if Path(folder)!=bench.base_folder:
+        draw = _asking(arm, step, strength, literal=True)
+        images = _drawn(folder, 'elsewhere', step, strength, asked, draw, first)
+    return score_elsewhere(images, was, bench.elsewhere, bench.style.reference, bench.judge)
+
+# %% ../../nbs/studies/03_cells.ipynb #4a395551
+def _rows(tables, split, step, asked):
+    "Tables of scores as rows."
+    rows = [r for table in tables for r in tidy(table, split=split, step=step)]
     if not rows: raise StyleboostError(f'Nothing could be measured on {len(asked)} {split} prompts; give more prompts, '
                                        'or more pictures in the reference.')
     return rows
@@ -147,23 +202,32 @@ def examine_split(
     split:str,     # 'validation' or 'test'
     step:int,
     seed:int,      # of the cell
+    strength:float=1.,
 ):
     "Draws a split's prompts unless they are drawn, and scores them unless they are scored."
-    scored, is_base = is_scored(kept_scores(folder), split, step), Path(folder)==bench.base_folder
-    if scored and not is_base: return
-    asked, images = bench.style.prompts(split), kept_pictures(folder, split, step) or []
-    whole = len(images)==len(asked) and all(images)
-    if scored and whole: return
-    began = time.time()
-    if not whole:
-        first = first_seed(seed, split)
-        images = arm.draw(asked, list(range(first, first+len(asked))), step)
-        keep_pictures(folder, split, step, asked, images, first)
+    scored = is_scored(kept_scores(folder), split, step, strength)
+    if scored and Path(folder)!=bench.base_folder: return
+    asked, began = bench.style.prompts(split), time.time()
+    if scored and _whole(kept_pictures(folder, split, step) or [], asked): return
+    draw, first = _asking(arm, step, strength), first_seed(seed, split)
+    images = _drawn(folder, split, step, strength, asked, draw, first)
     drew = time.time()
-    rows = _score_split(bench, folder, arm, split, step, images)
-    keep_scores(folder, split, step, rows, dict(draw=drew-began, score=time.time()-drew))
+    tables = [_score_split(bench, folder, arm, split, images)]
+    spent = dict(draw=drew-began, score=time.time()-drew)
+    if _looks_elsewhere(bench, folder, arm, split):
+        went = time.time()
+        tables.append(_score_elsewhere(bench, folder, arm, step, strength, seed))
+        spent['elsewhere'] = time.time()-went
+    keep_scores(folder, split, step, _rows(tables, split, step, asked), spent, strength)
 
-# %% ../../nbs/studies/03_cells.ipynb #08cc2009
+# %% ../../nbs/studies/03_cells.ipynb #f97d4d84
+def points_of(
+    bench:Bench,
+    arm:Arm,
+)->list:  # of (step, strength)
+    "Where validation prompts are drawn."
+    return getattr(arm, 'points', None) or list(product(bench.steps, bench.strengths))
+
 def learn_cell(
     bench:Bench,
     arm:Arm,
@@ -171,12 +235,12 @@ def learn_cell(
     seed:int,
     tell=None,      # called with the share that is done
 ):
-    "The first half: prepares the arm, and examines the validation prompts at every checkpoint. Goes on where it was."
-    tell = tell or (lambda share: None)
+    "The first half: prepares the arm, and examines the validation prompts at every point. Goes on where it was."
+    tell, points = tell or (lambda share: None), points_of(bench, arm)
     arm.prepare(folder, seed, lambda share: tell(.8*share))
-    for i,step in enumerate(bench.steps, 1):
-        examine_split(bench, folder, arm, 'validation', step, seed)
-        tell(.8+.2*i/len(bench.steps))
+    for i,(step,strength) in enumerate(points, 1):
+        examine_split(bench, folder, arm, 'validation', step, seed, strength)
+        tell(.8+.2*i/len(points))
 
 def report_cell(
     bench:Bench,
@@ -184,7 +248,8 @@ def report_cell(
     folder:Path,    # of the run
     seed:int,
     step:int,       # the chosen one
+    strength:float=1.,
 ):
-    "The second half: examines the test prompts at the step that validation chose."
+    "The second half: examines the test prompts at the point that validation chose."
     arm.prepare(folder, seed)
-    examine_split(bench, folder, arm, 'test', step, seed)
+    examine_split(bench, folder, arm, 'test', step, seed, strength)

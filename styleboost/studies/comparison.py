@@ -154,10 +154,11 @@ def ranked(
     return out.sort_values('rank').rename_axis('arm').reset_index()
 
 # %% ../../nbs/studies/04_comparison.ipynb #485ee409
-def _arm_line(rows, arm, title, colour, grain):
-    "An arm's mean over seeds at each step; None where it has none."
+def _arm_line(rows, arm, title, colour, grain, last):
+    "An arm's mean over seeds at each step; None where it has none. One that needs no training is level."
     at = [(step, *t_interval(r.value, grain=grain)) for step,r in rows[rows.arm==arm].groupby('step')]
     if not at: return None
+    if [step for step,*_ in at]==[0]: at = [(step, *at[0][1:]) for step in (0, last)]
     x, y, low, high = map(list, zip(*at))
     sure = all(map(math.isfinite, low))
     return Line(title, arm, colour, x, y, low if sure else None, high if sure else None)
@@ -178,6 +179,7 @@ def step_lines(
         if len(base):
             title = titles.get(BASE, 'untouched base')
             lines.append(Line(title, BASE, PALETTE['soft'], [0], [base.value.mean()]))
-        lines += [_arm_line(mine, a, titles.get(a, a), PALETTE[f'a{i%6}'], grain) for i,a in enumerate(arms)]
+        last = mine.step.max()
+        lines += [_arm_line(mine, a, titles.get(a, a), PALETTE[f'a{i%6}'], grain, last) for i,a in enumerate(arms)]
         parts[f'{METRICS[metric][0]}, {g}'] = [line for line in lines if line]
     return parts

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIRST', 'SECOND', 'differences', 'Study', 'weights_bytes']
 
-# %% ../../nbs/studies/06_study.ipynb #3ff6e963
+# %% ../../nbs/studies/06_study.ipynb #4d4568c3
 import hashlib, json, shutil
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -20,6 +20,7 @@ from ..pictures.images import ImageSet, png
 
 from ..bases.base import Base
 
+from ..judging.drift import EACH, ELSEWHERE, elsewhere
 from ..judging.encoders import known_as, load_encoder
 from ..judging.metrics import METRICS, without
 
@@ -29,14 +30,17 @@ from ..training.priors import resolve
 from ..training.recipes import Generated, Recipe, differ, settled
 from .style import Style, embedded
 from .arms import (
-    DRAW_SAMPLER, DRAW_STEPS, Artist, Bench, Trained, Untouched, arm_name, arm_recipe, tell_counts, untouched_base)
+    DRAW_SAMPLER, DRAW_STEPS, Artist, Bench, Trained, Untouched, arm_recipe, tell_counts, untouched_base)
+from .ready import KINDS, Ready, ready, word_name
 from ..showing.figures import TRUTH
 from .jobs import in_turn, on_ray
-from .cells import examine_split, learn_cell, report_cell
+from .cells import base_elsewhere, examine_split, learn_cell, report_cell
 from .results import Results, check_names, setting
 from ..methods.method import on_bones, trained
+from ..methods.strength import check_strength
+from ..pictures.prompts import style_prompt
 
-# %% ../../nbs/studies/06_study.ipynb #2f0400be
+# %% ../../nbs/studies/06_study.ipynb #98930c99
 def _check_asked(seeds, steps, draw_steps, choose):
     "Refuses seeds, checkpoints, sampler steps and metrics that no study can have."
     if not seeds or min(seeds)<0: raise StyleboostError(
@@ -44,7 +48,8 @@ def _check_asked(seeds, steps, draw_steps, choose):
     if not steps or steps[0]<1: raise StyleboostError(
         f'The checkpoints of the study are {list(steps)}; give step numbers of 1 or more.')
     if draw_steps<1: raise StyleboostError(f'{draw_steps} sampler steps were asked for; ask for at least one.')
-    choosing = [m for m in METRICS if not m.endswith('people_rate')]   # measured on all prompts together
+    # measured on all validation prompts together
+    choosing = [m for m in METRICS if not m.endswith('people_rate') and m not in ELSEWHERE]
     if choose not in choosing: raise StyleboostError(
         f'There is no metric {choose!r} to choose the step by; choose one of {", ".join(choosing)}.')
 
@@ -53,7 +58,7 @@ def _named(arms):
     if isinstance(arms, dict): return arms
     named = {}
     for word in arms:
-        name = arm_name(word)
+        name = word_name(word)
         if name in named: raise StyleboostError(
             f'Two arms are called {name!r}; give the arms as a dict with names of your own.')
         named[name] = word
@@ -63,7 +68,13 @@ def _check_arms(arms):
     if not arms: raise StyleboostError('A study needs arms; give at least one, such as none.')
     check_names(arms)
 
-# %% ../../nbs/studies/06_study.ipynb #c9b75a30
+# %% ../../nbs/studies/06_study.ipynb #9002ed5e
+def _sources(arms):
+    "The arms that need no training; the others."
+    found = {k: ready(a) if isinstance(a, str) else a if isinstance(a, tuple(KINDS.values())) else None
+             for k,a in arms.items()}
+    return {k:s for k,s in found.items() if s is not None}, {k:arms[k] for k,s in found.items() if s is None}
+
 def _recipes(arms, ref, steps, n, kw):
     "Arms as recipes of equal length; words stand for recipes with the fields `kw`."
     recipes = {k: r if isinstance(r, Recipe) else arm_recipe(r, ref, n, **kw) for k,r in arms.items()}
@@ -76,7 +87,14 @@ def _seen(recipes):
     "All sets that an arm trains on."
     return [b.images for b in _bindings(recipes) if isinstance(b.images, ImageSet)]
 
-# %% ../../nbs/studies/06_study.ipynb #f81033ba
+def _unseen(reference, recipes, sources):
+    "The reference without what an arm trains on, or was trained on before, by the marks that a run keeps."
+    reference = without(reference, _seen(recipes))
+    marks = set().union(*(s.seen for s in sources.values()))
+    gone = [p for p in reference if p.sha[:12] in marks]
+    return without(reference, [ImageSet(gone, reference.name)]) if gone else reference
+
+# %% ../../nbs/studies/06_study.ipynb #e504c5af
 def _as_data(style):
     "A style as `study.json` holds it."
     prompts = lambda ps: [dict(text=p.text, people=p.people, truth=p.truth and p.truth.sha) for p in ps]
@@ -87,22 +105,29 @@ def _as_data(style):
                 people_in_reference=f'{flags.count(True)} of {len(flags)}, {digest}',
                 validation=prompts(style.validation), test=prompts(style.test))
 
-def _described(bench, recipes, seeds, choose):
-    "What may not change in a study, as plain data."
-    arms = {k: dict(r.to_dict(), base='') for k,r in recipes.items()}
+def _prompts_as_data(asked):
+    "Prompts that do not ask for the style, as `study.json` holds them."
+    if asked is None: return None
+    return {k: [dict(text=p.text, people=p.people) for p in getattr(asked, k)] for k in ('named','plain')}
+
+def _described(bench, arms, seeds, choose):
+    "What may not change in a study, as plain data; `arms` are recipes and sources."
+    arms = {k: dict(r.to_dict(), base='') if isinstance(r, Recipe) else r.to_dict() for k,r in arms.items()}
     drawing = dict(steps=bench.draw_steps, guidance=bench.guidance, scheduler=bench.sampler)
     info = dict(version=__version__, style=_as_data(bench.style), arms=arms, seeds=list(seeds), steps=list(bench.steps),
                 choose=choose, sampler=drawing, judge=known_as(load_encoder(bench.judge or 'world')), base={},
-                versions=versions())
+                versions=versions(), strengths=list(bench.strengths), elsewhere=_prompts_as_data(bench.elsewhere))
     return json.loads(json.dumps(info))
 
-# %% ../../nbs/studies/06_study.ipynb #d3026550
+# %% ../../nbs/studies/06_study.ipynb #18db3560
 def differences(
     was:dict,  # the setting in a study's folder
     now:dict,  # another
 )->list:       # of texts, what was and what is; none for more arms or seeds
     "What may not differ between two settings and does."
-    fixed = lambda d: {k:v for k,v in d.items() if k not in ('arms','seeds','base','versions')}
+    begun_without = was.get('elsewhere') is None
+    free = ('arms','seeds','base','versions') + ('elsewhere',)*begun_without
+    fixed = lambda d: {k:v for k,v in d.items() if k not in free}
     out = differ(fixed(was), fixed(now))
     if was['base'] and now['base'] and was['base']['hash']!=now['base']['hash']:
         out.append(f'the base\'s weights were {was["base"]["hash"]} and are {now["base"]["hash"]}')
@@ -111,7 +136,7 @@ def differences(
         if arm in now['arms']: out += differ(recipe, now['arms'][arm], arm)
     return out
 
-# %% ../../nbs/studies/06_study.ipynb #f35496a2
+# %% ../../nbs/studies/06_study.ipynb #2f659a64
 def _agreed(folder, was, now):
     "The setting of the folder with what is new in ours; refuses to mix two studies."
     other = differences(was, now)
@@ -119,18 +144,40 @@ def _agreed(folder, was, now):
         more = f'; and {len(other)-4} more' if len(other)>4 else ''
         raise StyleboostError(f'{folder} holds another study: {"; ".join(other[:4])}{more}. Choose another folder, '
                               'or the old setting.')
+    if now['elsewhere'] and not was['elsewhere']: note(
+        f'{folder.name} was begun without a look at drift, and goes on without it; a new study measures it.')
     newer = [k for k,v in now['versions'].items() if was['versions'].get(k)!=v]
     if was['versions']!=now['versions']: note(
         f'{folder.name} was begun with other versions of {", ".join(newer)}, which may change the last digits.')
     return dict(was, arms=dict(was['arms'], **now['arms']), seeds=list(dict.fromkeys(was['seeds']+now['seeds'])),
                 versions=now['versions'])
 
-# %% ../../nbs/studies/06_study.ipynb #22c8c54f
+# %% ../../nbs/studies/06_study.ipynb #3a89ff54
+def _checked_strengths(strengths, recipes):
+    "Strengths, each once; refuses them where an arm has none."
+    for s in strengths: check_strength(s)
+    strengths = tuple(dict.fromkeys(map(float, strengths)))
+    if not strengths: raise StyleboostError('The study has no strengths; give at least one, such as 1.')
+    for arm,r in recipes.items() if strengths!=(1.,) else ():
+        try: r.method.check_has_strength()
+        except StyleboostError as e: raise StyleboostError(f'The arm {arm} cannot be tried at strengths: {e}') from e
+    return strengths
+
+def _prompts_elsewhere(style, n):
+    "Prompts for drift; says so where there are too few."
+    if not n: return None
+    try: return elsewhere(style.test, n)
+    except StyleboostError as e:
+        # who asks for fewer than there could be is told
+        if n<EACH: raise
+        note(f'{e} It is left out.')
+
+# %% ../../nbs/studies/06_study.ipynb #0441c80d
 class Study(Results):
     "A table of runs: arms by seeds, scored at several checkpoints."
     def __init__(self,
         style:Style|str,       # what it is about; the name of an embedded style makes one
-        arms:dict|list,        # name -> `Recipe` or a word for a prior; or a list of words
+        arms:dict|list,        # name -> `Recipe`, a word for a prior or for what is there; or a list of words
         out:str|Path,          # the study's folder
         seeds:tuple=(0,1,2),   # at least two for an interval
         steps:tuple=(50,100,200),   # checkpoints; the last ends each training
@@ -143,6 +190,8 @@ class Study(Results):
         scheduler:str=DRAW_SAMPLER,   # a name that `styleboost.bases.sampling` knows
         judge=None,            # an `Encoder` to score with, or what `load_encoder` takes; the embedded one unless given
         device:str=None,       # 'cpu' keeps it off the GPU
+        strengths:tuple=(1.,), # with the steps, what validation chooses from in arms that are trained
+        drift:int=EACH,        # prompts of the class, of people and of things that look elsewhere; 0 leaves drift out
         **kw                   # other fields of `Recipe`, in arms given as words
     ):
         self.folder, self.style = Path(out), embedded(style) if isinstance(style, str) else style
@@ -150,24 +199,30 @@ class Study(Results):
         _check_asked(seeds, steps, sampler, choose)
         arms = _named(arms)
         _check_arms(arms)
-        self.recipes = _recipes(arms, self.style.ref, steps[-1], n, dict(kw, method=method))
-        self.style = replace(self.style, reference=without(self.style.reference, _seen(self.recipes)))
-        self.bench = Bench(self.style, base, steps, self.folder, sampler, guidance, scheduler, judge, device)
-        self.info = _described(self.bench, self.recipes, seeds, choose)
+        self.sources, others = _sources(arms)
+        self.recipes = _recipes(others, self.style.ref, steps[-1], n, dict(kw, method=method))
+        self.style = replace(self.style, reference=_unseen(self.style.reference, self.recipes, self.sources))
+        strengths, asked = _checked_strengths(strengths, self.recipes), _prompts_elsewhere(self.style, drift)
+        self.bench = Bench(self.style, base, steps, self.folder, sampler, guidance, scheduler, judge, device,
+                           strengths, asked)
+        made = {k: (self.recipes|self.sources)[k] for k in arms}
+        self.info = _described(self.bench, made, seeds, choose)
         if (self.folder/'study.json').exists(): self.info = _agreed(self.folder, setting(self.folder), self.info)
+        if self.info['elsewhere'] is None: self.bench = replace(self.bench, elsewhere=None)
     @classmethod
     def open(cls,
         folder:str|Path,   # of a study
     )->Results:
         "A study's folder, to look at without the study's inputs."
         return Results(folder)
-    @property
-    def ref(self): return self.style.ref
-    def prompts(self, split:str='test'):  # or 'validation'
-        "What all arms draw."
-        return self.style.prompts(split)
 
-# %% ../../nbs/studies/06_study.ipynb #3975ea30
+# %% ../../nbs/studies/06_study.ipynb #2b84dd9d
+@patch(as_prop=True)
+def ref(self:Study): return self.style.ref
+
+@patch
+def prompts(self:Study, split='test'): return self.style.prompts(split)
+
 @patch
 def refuse(self:Study):
     "Refuses what would fail later, before anything is written."
@@ -184,8 +239,13 @@ def refuse(self:Study):
     for arm,r in self.recipes.items():
         try: check(settled(r, base), base)
         except StyleboostError as e: raise StyleboostError(f'The arm {arm} cannot be trained: {e}') from e
+    for arm,s in self.sources.items():
+        try: s.model(self.bench)
+        except StyleboostError as e: raise StyleboostError(f'The arm {arm} cannot be drawn: {e}') from e
+        if self.bench.elsewhere and not s.of_base(base): note(
+            f'The arm {arm} stands on another base than the study, so it has no drift.')
 
-# %% ../../nbs/studies/06_study.ipynb #28c86f58
+# %% ../../nbs/studies/06_study.ipynb #ad1604ce
 def weights_bytes(
     recipe:Recipe,
     base:Base,      # that it trains
@@ -198,7 +258,8 @@ def weights_bytes(
 def _note_room(self:Study, base):
     "Says so if the disk is too small for the weights that are still to come."
     learned, checkpoints = self.learned, len(self.bench.steps)
-    need = sum(weights_bytes(self.recipes[a], base)*checkpoints for a,s in self.cells if (a,s) not in learned)
+    todo = [a for a,s in self.cells if a in self.recipes and (a,s) not in learned]
+    need = sum(weights_bytes(self.recipes[a], base)*checkpoints for a in todo)
     free = shutil.disk_usage(self.folder).free
     if need>free: note(f'{self.folder} will keep {need/1e9:.1f} GB of weights and its disk has {free/1e9:.1f} GB left; '
                        'ask for fewer checkpoints or seeds, train by lora, or choose another disk.')
@@ -276,7 +337,7 @@ def _keep_outcome(self:Study, arm, seed, sentence, trace):
     write_whole({file: f'{sentence}\n\n{trace}'})
     note(f'{arm}, seed {seed}, failed: {sentence}')
 
-# %% ../../nbs/studies/06_study.ipynb #be00864a
+# %% ../../nbs/studies/06_study.ipynb #613c141c
 @patch
 def _do_jobs(self:Study, work, jobs, share, bar, ray, gpus):
     "Jobs that are `share` of a cell's work each."
@@ -299,33 +360,34 @@ def _note_choice(self:Study, ready):
 
 @patch
 def _second_halves(self:Study, ready):
-    "Cells to report, each with its arm's chosen step."
-    chosen, done = self.chosen, self.done
-    return [(a,s,chosen[a]) for a,s in ready if a in chosen and (a,s) not in done]
+    "Cells to report, each with its arm's chosen step and strength."
+    chosen, done = self.chosen_points, self.done
+    return [(a,s,*chosen[a]) for a,s in ready if a in chosen and (a,s) not in done]
 
-# %% ../../nbs/studies/06_study.ipynb #47050644
+# %% ../../nbs/studies/06_study.ipynb #93c4b012
 @patch
 def _examine_fixed(self:Study, base):
     "What nobody trained: the untouched base, and the artist's own pictures where all prompts have them."
+    for seed in self.seeds if self.bench.elsewhere else (): base_elsewhere(self.bench, base, seed)
     for split in ('validation','test'):
         examine_split(self.bench, self.bench.base_folder, base, split, 0, self.seeds[0])
         if all(p.truth for p in self.bench.style.prompts(split)):
             examine_split(self.bench, self.run_folder(TRUTH), Artist(self.bench), split, 0, self.seeds[0])
 
-# %% ../../nbs/studies/06_study.ipynb #2d8d9690
+# %% ../../nbs/studies/06_study.ipynb #44c883f0
 @patch
 def _carry_out(self:Study, ray, gpus, progress):
     recipes, bench = self.begin(), self.bench
-    arms = {a: Trained(bench, r) for a,r in recipes.items()}
-    base = Untouched(bench, next(iter(recipes.values())).method.phrase)
+    arms = {a: Trained(bench, r) for a,r in recipes.items()} | {a: Ready(bench, s) for a,s in self.sources.items()}
+    base = Untouched(bench, next((r.method.phrase for r in recipes.values()), style_prompt))
     folders = {c: self.run_folder(*c) for c in self.cells}
     # they go to workers, so they hold no more than a cell needs
     def first_half(arm, seed, tell=None):
         _check_there(bench.out)
         learn_cell(bench, arms[arm], folders[arm,seed], seed, tell)
-    def second_half(arm, seed, step, tell=None):
+    def second_half(arm, seed, step, strength, tell=None):
         _check_there(bench.out)
-        report_cell(bench, arms[arm], folders[arm,seed], seed, step)
+        report_cell(bench, arms[arm], folders[arm,seed], seed, step, strength)
     with self._bar(progress) as bar:
         do = partial(self._do_jobs, bar=bar, ray=ray, gpus=gpus)
         ready = self.learned

@@ -6,7 +6,7 @@
 __all__ = ['LEVERS', 'ONWARD', 'STEADY', 'checked', 'Run', 'keep_sheets', 'versions', 'save_checkpoint', 'read_state', 'is_new',
            'marks', 'picture_differences', 'run_differences', 'agreed', 'reopen', 'make_way']
 
-# %% ../../nbs/training/06_runs.ipynb #021fe7ce
+# %% ../../nbs/training/06_runs.ipynb #64b6fc4f
 import hashlib, json, os, re, shutil
 from dataclasses import fields, replace
 from pathlib import Path
@@ -19,7 +19,8 @@ from ..bases.base import Base
 from ..bases.load import load_base
 from styleboost.core import (StyleboostError, first_line, new_folder, note, read_tensors, save_tensors,
     synced, whole)
-from ..methods.method import Method, attached, frozen, restore
+from ..methods.method import Method, attached, frozen, restore, state
+from ..methods.strength import asked_like, check_strength
 from .recipes import Recipe, check_seed, differ, hash_of, recipe_of, upgraded
 
 # %% ../../nbs/training/06_runs.ipynb #58943fd9
@@ -53,14 +54,15 @@ def checked(
     for change in info.get('resumed', []): dict(change)
     return whole|recipe
 
-# %% ../../nbs/training/06_runs.ipynb #5f7a52d4
+# %% ../../nbs/training/06_runs.ipynb #57e1d57f
 class Run:
     "A recipe and a seed, carried out: a folder with recipe, log and weights. Opens as a model for `sample`."
     def __init__(self,
         folder:str|Path,  # as `train` made it
         step:int=None,    # a step of `snapshots`, to open what had been learnt by then; the end unless given
+        strength:float=1.,  # how much of it to draw with, see `styleboost.methods.strength`
     ):
-        self.folder, self._model = Path(folder), None
+        self.folder, self.strength, self._model = Path(folder), check_strength(strength), None
         file = self.folder/'recipe.json'
         if not file.exists():
             raise StyleboostError(f'{folder} is no run: it has no recipe.json; '
@@ -144,7 +146,21 @@ def phrase(self:Run,
     "The prompt that asks for something in the style."
     return self.method.phrase(prompt)
 
-# %% ../../nbs/training/06_runs.ipynb #56299478
+# %% ../../nbs/training/06_runs.ipynb #7f8ba566
+@patch
+def at(self:Run, step:int=None, strength:float=1.)->Run:
+    "The same run, by a step that it kept and at a strength."
+    return Run(self.folder, step, strength)
+
+def _with_learnt(base, method, tensors, strength):
+    "A base with what was learnt in it, at a strength."
+    if strength!=1: method.check_has_strength()
+    if strength==0: return asked_like(base, method)
+    tuned = attached(base, method)
+    began = {} if strength==1 else {k:v.clone() for k,v in state(tuned).items()}
+    restore(tuned, tensors)
+    return tuned if strength==1 else method.at_strength(tuned, began, strength)
+
 @patch
 def model(self:Run,
     device:str='cpu',  # where it goes
@@ -162,9 +178,7 @@ def model(self:Run,
         raise StyleboostError(f'{self.folder} was trained on a base with hash {self.info["base_hash"]}, and '
             f'{self.recipe["base"]} now has {base.hash}; put the old base back, or train again.')
     learnt = read_tensors(self.weights)
-    try:
-        tuned = attached(base, self.method)
-        restore(tuned, learnt)
+    try: tuned = _with_learnt(base, self.method, learnt, self.strength)
     except StyleboostError: raise
     except (RuntimeError, ValueError, TypeError, OverflowError, MemoryError) as e:
         raise StyleboostError(f'{self.folder/"recipe.json"} is not the recipe of these weights ({first_line(e)}); '

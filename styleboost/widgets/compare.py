@@ -221,9 +221,14 @@ def of_runs(cls:Compare,
 
 # %% ../../nbs/widgets/03_compare.ipynb #71a105e1
 @patch
+def is_ready(self:Compare, arm)->bool:
+    "Whether a column is of an arm that needed no training, and so has one step alone."
+    return hasattr(self.study, 'is_ready') and self.study.is_ready(arm)
+
+@patch
 def step_of(self:Compare, arm):
     "The step that a column is shown at."
-    return self.study.chosen.get(arm, self.step) if self.at_chosen else self.step
+    return self.study.chosen.get(arm, self.step) if self.at_chosen or self.is_ready(arm) else self.step
 
 @patch
 def _fetched(self:Compare, arm, seed, step, split):
@@ -309,7 +314,7 @@ def _show_column(self:Compare, k):
     ims = [self.pictures(k)[i] for i in self._at]
     uris = [None if im is None else thumb(im, 192) for im in ims]
     self._tiles[k].show(uris, hints=[f'{self.prompts[i].text}, {title}' for i in self._at])
-    at = '' if k in FIXED else f'step {self.step_of(k)}'
+    at = '' if k in FIXED else 'no training' if self.is_ready(k) else f'step {self.step_of(k)}'
     if (k, self.seed) in self.study.failed: at = 'failed'
     head = f'<b title="{escape(title)}">{escape(title)}</b><span class="soft">{at}</span>'
     self._heads[k].value = f'<div class="sb-head">{head}</div>'
@@ -447,7 +452,7 @@ def _build(self:Compare, arms):
 def refresh(self:Compare):
     "Looks at the study again, which may have gone on."
     self._kept, self.lost = {}, {}
-    try: self.table = self.study.table()
+    try: self.table = getattr(self.study, 'seen', self.study.table)()
     except StyleboostError: self.table = pd.DataFrame()  # nothing has been scored yet
     self._draw()
 
@@ -509,6 +514,7 @@ def _all_pictures(self:Compare):
         if k in FIXED: out[f'{split}|{k}'] = self.pictures(k, split=split)
     arms = [k for k in self.columns if k not in FIXED]
     for a,split,seed,step in product(arms, self.asked, s.seeds, s.steps):
+        if self.is_ready(a): step = 0
         out[f'{split}|{a}|{seed}|{step}'] = self.pictures(a, seed, step, split)
     return {k:ims for k,ims in out.items() if ims.count(None)<len(ims)}
 
@@ -518,7 +524,7 @@ def _all_numbers(self:Compare):
     s, out = self.study, {}
     steps = [*s.steps] + (['chosen'] if s.chosen else [])
     for split,group,seed,step in product(self.asked, groups_of(self.asked), s.seeds, steps):
-        at = {k: s.chosen.get(k) if step=='chosen' else step for k in self.columns}
+        at = {k: s.chosen.get(k) if step=='chosen' or self.is_ready(k) else step for k in self.columns}
         out[f'{split}|{group}|{seed}|{step}'] = {
             k: numbers_of(self.table, k, seed, at[k], group, split) for k in self.columns}
     return out
@@ -548,4 +554,5 @@ def export(self:Compare,
     facts = ('Intervals are 95 %, over the prompts of one run; other seeds move the numbers too. '
         'A row differs in the arm alone.')
     return write_page(path, self.title, self._lead(), self.asked, titled, fixed, list(s.seeds), list(s.steps),
-        pictures, self._all_numbers(), METRICS, failed, dict(s.chosen), facts, limit)
+        pictures, self._all_numbers(), METRICS, failed, dict(s.chosen), facts, limit,
+        [k for k in self.columns if self.is_ready(k)])
