@@ -341,7 +341,7 @@ def export(
     out:Annotated[Path, typer.Option(help='Folder for the model; empty or new. A name that ends in .safetensors gets '
                   'the file alone.')],
     to:Annotated[str, typer.Option(
-        help='The layout: diffusers, single-file, lora, kohya, embedding, controlnet.')]='diffusers',
+        help='The layout: diffusers, single-file, lora, kohya, embedding, embeddings, controlnet.')]='diffusers',
     at:Annotated[Optional[int], typer.Option(help='Of a run that kept snapshots, such as those of a study: what it had '
                  'learnt by this step.')]=None,
     half:Annotated[bool, typer.Option('--half', help='In half precision, as most shared files are.')]=False,
