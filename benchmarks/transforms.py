@@ -1,4 +1,4 @@
-"""The five of torchvision's transforms that the peer script uses, for machines where torchvision has no build.
+"""The six of torchvision's transforms that the peer scripts use, for machines where torchvision has no build.
 `peer.py` copies this file into a temporary package; nothing else imports it."""
 import enum, random
 
@@ -31,6 +31,11 @@ class RandomCrop:
 
 class CenterCrop(RandomCrop):
     def place(self, room): return round(room/2)
+
+class RandomHorizontalFlip:
+    "Mirrored with a probability."
+    def __init__(self, p=.5): self.p = p
+    def __call__(self, im): return im.transpose(Image.FLIP_LEFT_RIGHT) if random.random()<self.p else im
 
 class ToTensor:
     "Bytes as numbers from 0 to 1, channels first."

@@ -495,7 +495,7 @@ def export(
     out:Annotated[Path, typer.Option(help='Folder for the model; empty or new. A name that ends in .safetensors gets '
                   'the file alone.')],
     to:Annotated[str, typer.Option(
-        help='The layout: diffusers, single-file, lora, kohya, embedding, controlnet.')]='diffusers',
+        help='The layout: diffusers, single-file, lora, kohya, embedding, embeddings, controlnet.')]='diffusers',
     at:Annotated[Optional[int], typer.Option(help='Of a run that kept snapshots, such as those of a study: what it had '
                  'learnt by this step.')]=None,
     strength:Strength=1.,
@@ -553,7 +553,7 @@ def _score_table(table):
     return shown
 
 # %% ../nbs/91_cli.ipynb #cedf5011
-def _beside(ims, asked, untouched, counted):
+def _beside_untouched(ims, asked, untouched, counted):
     "Prompts of a folder's pictures, and the base's pictures of the same."
     from styleboost.judging.drift import LEAST, Elsewhere
     base = ImageSet.from_folder(untouched)
@@ -583,7 +583,7 @@ def _drawn_elsewhere(pictures, asked, n):
 def _elsewhere(pictures, ims, asked, untouched, n, real, encoder, counted):
     "A table with drift and leak where that was asked for; None otherwise."
     from styleboost.judging.drift import score_elsewhere
-    if untouched: found, ours, base = _beside(ims, asked, untouched, counted)
+    if untouched: found, ours, base = _beside_untouched(ims, asked, untouched, counted)
     elif n: found, ours, base = _drawn_elsewhere(pictures, asked, n)
     else: return None
     return score_elsewhere(ours, base, found, real, encoder)

@@ -15,7 +15,7 @@ from PIL import Image
 from styleboost.bases.load import blank, load_base
 from styleboost.pictures.images import ImageSet, Picture, png
 from styleboost.core import StyleboostError
-from styleboost.training.recipes import no_prior, with_prior
+from styleboost.training.recipes import no_prior, settled as filled_in, with_prior
 from styleboost.bases.files import TINY, weights_hash
 
 settings.register_profile('tests', deadline=None, derandomize=True, database=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -94,6 +94,36 @@ def quick(ref, aux):
     def make(prior=aux, prompt=None, weight=1., ref=ref, preset='repaired', **kw):
         return with_prior(no_prior(ref, preset=preset, **dict(dict(steps=2, batch=1, lr=1e-3, steps_sampled=1), **kw)), prior, prompt, weight, 'quick')
     return make
+
+@pytest.fixture
+def tracked(monkeypatch):
+    "The bytes of a step, in blocks of 512 as on a GPU: what the plan says, and what torch's own counter of tensors does."
+    from torch.distributed._tools import mem_tracker
+    from styleboost.methods.method import attached, trained_modules
+    from styleboost.training.batches import Batches
+    from styleboost.training.plan import plan
+    from styleboost.training.stepper import Stepper
+    from styleboost.training.trainer import Trainer, ready
+    class Tracker(mem_tracker.MemTracker):
+        "It would hang hooks on weights that have no gradient."
+        def _track_module_params_and_buffers(self, module, install_grad_hooks=True): return super()._track_module_params_and_buffers(module, False)
+    def both(b, recipe):
+        r = filled_in(recipe, b)
+        want, batches = plan(b, r, 'cpu').step, Batches(b, r, 0, 'cpu')
+        tuned = attached(b, r.method)
+        r.method.look(tuned, r.bindings)
+        armed = ready(tuned, r, batches.texts, 'cpu')
+        stepper = Stepper(r.method.groups(armed), r, 'cpu')
+        trainer = Trainer(armed, r, batches, stepper)
+        trainer.step()                                                               # the optimiser has its moments
+        plainly = mem_tracker._WeakRefInfo._calculate_mem_consumed
+        monkeypatch.setattr(mem_tracker._WeakRefInfo, '_calculate_mem_consumed', lambda self: -(-plainly(self)//512)*512)
+        tracker = Tracker()
+        tracker.track_external(*armed.net.parts.values(), *trained_modules(armed).values(), *(armed.codec.parts.values() if r.method.decodes else ()))
+        tracker.track_external(*(v for s in stepper.optimizers[0].state.values() for k,v in s.items() if k!='step'))
+        with tracker: trainer.losses(0)
+        return want, tracker.get_tracker_snapshot('peak')[torch.device('cpu')]['Total']
+    return both
 
 @pytest.fixture
 def said(caplog):

@@ -1,4 +1,5 @@
-"Custom Diffusion, DreamStyler, DreamArtist and StyleDrop: trained, resumed, handed over, and drawn by other programs."
+"The papers' methods: trained, resumed, handed over, and drawn by other programs."
+import json, re
 from pathlib import Path
 
 import numpy as np, pytest, torch
@@ -6,26 +7,30 @@ from diffusers import DDIMScheduler, StableDiffusionPipeline
 from safetensors.torch import load_file, save_file
 
 from styleboost.bases.base import Condition
-from styleboost.bases.load import load_base
+from styleboost.bases.load import blank, load_base
 from styleboost.bases.sampling import sample
-from styleboost.exporting.export import export, merged
-from styleboost.methods.custom_diffusion import prompt_layers, sizes_of
+from styleboost.exporting.export import export
+from styleboost.methods.custom_diffusion import sizes_of
+from styleboost.methods.hypernetwork import prompt_layers
 from styleboost.methods.load import make_method
-from styleboost.methods.method import View, attached, restore, state, trained
+from styleboost.methods.method import View, attached, state
 from styleboost.training.batches import Batch, Batches
 from styleboost.training.loop import train
 from styleboost.training.plan import plan
 from styleboost.training.recipes import no_prior, settled, styleboost
 from styleboost.training.runs import Run
 
-PAPERS = ('custom_diffusion','dreamstyler','dreamartist','styledrop')
+PAPERS = ('custom_diffusion','dreamstyler','dreamartist','styledrop','specialist_reconstruction','inst_port','pivotal')
+LEARNT = dict(custom_diffusion=('to_k.weight','to_v.weight','rows'), styledrop=('down.weight','up.weight'), inst_port=('weight','bias','faces'),
+    specialist_reconstruction=('weight','bias','positional_embedding'), pivotal=('lora_A.weight','lora_B.weight','rows'))   # the others learn rows
+SHORT = dict(specialist_reconstruction=dict(every=3, walk=2), pivotal=dict(rank=2), inst_port=dict(pictures=3))   # content loss in steps 1 and 4
 papers = pytest.mark.parametrize('name', PAPERS)
 
 @pytest.fixture
 def go(quick, base, tmp_path):
     "Trains into a folder by its name."
     def run(name, method, seed=0, watch=None, resume=False, **kw):
-        r = quick(**dict(dict(method=method, steps=4, lr=1e-2, checkpoint=2), **kw))
+        r = quick(**dict(dict(method=method, steps=4, lr=1e-2, checkpoint=2), **SHORT.get(method, {}), **kw))
         return train(r, tmp_path/name, seed, base, progress=False, every=1, device='cpu', watch=watch, resume=resume)
     return run
 
@@ -39,6 +44,8 @@ def disturbed(run, by=.05):
     save_file({k: v+by*torch.randn(v.shape, generator=g) for k,v in load_file(run.weights).items()}, run.weights)
     return Run(run.folder)
 
+def code_of(card): return re.search(r'```python\n(.*?)```', card.read_text(), re.S)[1]
+
 @papers
 def test_resumed_is_uninterrupted_and_what_is_kept_is_what_is_named(go, name):
     whole, half = go('whole', name), go('half', name, watch=lambda line: line['step']==2)
@@ -46,8 +53,7 @@ def test_resumed_is_uninterrupted_and_what_is_kept_is_what_is_named(go, name):
     again, other = go('half', name, resume=True), go('other', name, seed=1)
     kept = load_file(whole.weights)
     assert again.done and equal(kept, load_file(again.weights)) and not equal(kept, load_file(other.weights))
-    what = dict(custom_diffusion=('to_k.weight','to_v.weight','rows'), styledrop=('down.weight','up.weight')).get(name, ('rows',))
-    assert all(k.endswith(what) for k in kept)
+    assert all(k.endswith(LEARNT.get(name, ('rows',))) for k in kept)
 
 @papers
 def test_a_run_that_is_opened_again_draws_what_was_learnt(go, base, name):
@@ -57,7 +63,7 @@ def test_a_run_that_is_opened_again_draws_what_was_learnt(go, base, name):
 @papers
 @pytest.mark.parametrize('kw', [dict(checkpointing=True), dict(precision='bf16'), dict(accumulate=2, batch=2)], ids=str)
 def test_a_lever_does_not_stop_it_and_is_planned(go, base, quick, name, kw):
-    assert go('run', name, steps=2, **kw).done and plan(base, quick(method=name, **kw), 'cpu').step>0
+    assert go('run', name, steps=2, **kw).done and plan(base, quick(method=name, **SHORT.get(name, {}), **kw), 'cpu').step>0
 
 @pytest.mark.parametrize('name', PAPERS[:3])
 def test_a_word_has_rows_in_both_text_encoders_of_sdxl(quick, family_base, tmp_path, name):
@@ -108,6 +114,155 @@ def test_what_other_programs_cannot_hold_is_refused_in_a_sentence(go, tmp_path, 
     for to in ('diffusers','single-file','embedding'):
         with refused(name, f'{to} has no place'): export(run, tmp_path/'out', to)
 
+def test_the_lines_on_dreamstylers_card_change_the_word_while_they_draw(go, tmp_path, monkeypatch):
+    run = disturbed(go('run', 'dreamstyler', steps_sampled=4, stages=3, vectors=2), .3)
+    file = Path(export(run, tmp_path/'out', 'embeddings', pictures=False))
+    monkeypatch.chdir(tmp_path)
+    exec(code_of(file.parent/'README.md'), got := {})
+    want, end = (np.asarray(sample(m, run.phrase('woman farmer'), 0, 4, raw=True, device='cpu')[0], int) for m in (run, of_one_stage(run)))
+    assert sorted(f.name for f in file.parent.glob('*.safetensors'))==['T0.safetensors','T1.safetensors','T2.safetensors']
+    assert abs(np.asarray(got['image'], int)-want).max()<=2<abs(want-end).max()
+
+def of_one_stage(run):
+    "A run's model whose stages are all the last: what a program draws that changes nothing on the way."
+    model = Run(run.folder).model()
+    rows, = state(model).values()
+    rows.copy_(rows[:2].repeat(3, 1))
+    return model
+
+@pytest.mark.parametrize('family', ['sd1','sdxl'])
+def test_the_lines_on_pivotals_card_read_lora_and_word(quick, family_folder, tmp_path, monkeypatch, family):
+    r = quick(method='pivotal', rank=2, vectors=2, base=str(family_folder(family)), resolution=64, steps_sampled=2)
+    run = disturbed(train(r, tmp_path/'run', progress=False, device='cpu'))
+    file = Path(export(run, tmp_path/'out', 'lora', pictures=False))
+    assert not any('rows' in k for k in load_file(file)) and (file.parent/'zwx.safetensors').exists()
+    lines = code_of(file.parent/'README.md').splitlines()
+    first, last = (next(i for i,l in enumerate(lines) if w in l) for w in ('from_pretrained', 'pipe.scheduler'))
+    pipe = load_base(family_folder(family)).pipeline(DDIMScheduler.from_config(load_base(family_folder(family)).process.schedule.config))
+    pipe.set_progress_bar_config(disable=True)
+    if family=='sdxl': pipe.text_encoder_2.text_model.eos_token_id = pipe.text_encoder_2.config.eos_token_id = 2     # as on the hub
+    monkeypatch.chdir(tmp_path)
+    exec('\n'.join(lines[first+1:last]), dict(pipe=pipe))
+    assert abs(theirs(pipe, 'a photo of zwx style, a dog', None)-ours(run)).max()<=2
+
+@pytest.mark.parametrize('name', ['pivotal','inst_port','specialist_reconstruction'])
+def test_folded_in_it_draws_in_diffusers_what_the_run_draws(quick, family_folder, tmp_path, name):
+    run = of_folder(quick, family_folder, tmp_path, name, **SHORT[name])
+    export(run, tmp_path/'out', 'diffusers', pictures=False)
+    assert abs(theirs(pipe_of(tmp_path/'out'), run.method.spell(run.phrase('a dog')), None)-ours(run)).max()<=2
+
+def test_insts_word_draws_in_diffusers_what_the_run_draws(quick, family_folder, tmp_path):
+    run = of_folder(quick, family_folder, tmp_path, 'inst_port', **SHORT['inst_port'])
+    file, pipe = Path(export(run, tmp_path/'out', 'embedding', pictures=False)), pipe_of(family_folder('sd1'))
+    pipe.load_textual_inversion(str(file), token='zwx')
+    assert [len(v) for v in load_file(file).values()]==[1] and abs(theirs(pipe, 'a photo of zwx style, a dog', None)-ours(run)).max()<=2
+
+# what losses see
+
+PIXELS = [('dreamartist', dict(pixels=1.)), ('specialist_reconstruction', dict(walk=1, doubled=False))]
+
+@pytest.mark.parametrize('name, kw', PIXELS, ids=[n for n,_ in PIXELS])
+def test_the_plan_holds_what_torchs_own_tracker_counts(quick, tracked, name, kw):
+    want, got = tracked(blank('sd1'), quick(method=name, batch=2, precision='no', resolution=64, **kw))
+    assert got==pytest.approx(want, rel=.005)
+
+def test_a_loss_on_pixels_is_planned_with_the_autoencoder_and_resumed_from_kept_pictures(go, quick, base, tmp_path):
+    of = lambda pixels: plan(base, quick(method='dreamartist', pixels=pixels), 'cpu')
+    vae = sum(p.numel()*4 for p in base.codec.vae.parameters())
+    assert of(1.).weights-of(0.).weights>=vae and of(1.).step-of(0.).step>vae
+    whole = go('whole', 'dreamartist', pixels=1.)
+    assert not go('half', 'dreamartist', pixels=1., watch=lambda line: line['step']==2).done
+    again, plain = go('half', 'dreamartist', pixels=1., resume=True), go('plain', 'dreamartist')
+    assert equal(load_file(whole.weights), load_file(again.weights)) and not equal(load_file(whole.weights), load_file(plain.weights))
+
+def test_kept_pictures_are_the_bytes_that_a_view_shows_and_have_files_of_their_own(quick, base, tmp_path):
+    def kept(name, **kw):
+        r = settled(quick(method=name, **kw), base)
+        b = Batches(base, r, 0, 'cpu', tmp_path/'latents')
+        return r, b, len(list((tmp_path/'latents').iterdir()))
+    _, plain, files = kept('lora')
+    r, again, more = kept('dreamartist', pixels=1.)
+    picture = r.bindings[0].images[0].open()
+    assert (files, more)==(7, 14) and 'shown' not in plain.kept[0][0][0].told
+    assert np.array_equal(again.kept[0][0][0].told['shown'][0].permute(1,2,0).numpy(), np.asarray(picture)) and torch.equal(again.kept[0][0][0].x, plain.kept[0][0][0].x)
+    assert torch.equal(Batches(base, r, 0, 'cpu', tmp_path/'latents').kept[0][0][0].told['shown'], again.kept[0][0][0].told['shown'])   # of the file
+
+def test_a_base_of_tokens_is_refused_by_what_needs_pixels(refused):
+    for name,kw,words in (('dreamartist', dict(pixels=1.), ('tokens', 'pixels')), ('specialist_reconstruction', {}, ('levels', 'content to 0'))):
+        with refused(*words): attached(blank('amused'), make_method(name, **kw))
+    assert attached(blank('amused'), make_method('specialist_reconstruction', content=0., grid=0)).learnt
+
+# Specialist Diffusion
+
+def test_specialist_shows_every_second_picture_changed_and_trains_at_the_levels_of_a_drawing(quick, base):
+    r = settled(quick(method='specialist_reconstruction', batch=4), base)
+    batches = Batches(base, r, 0, 'cpu')
+    style, prior = batches.kept
+    assert [{len(v) for v in pictures} for pictures in batches.kept]==[{16}, {1}]
+    assert len({k.x.data_ptr() for k in style[0]})==9                     # eight of sixteen are the picture itself, kept once
+    seen = [batches(s) for s in range(40)]
+    assert all((b.t%10==0).all() for b in seen) and seen[7].step==7
+    changed = [text.endswith('transformation') for b in seen for text in b.texts[:4]]
+    assert .35<sum(changed)/len(changed)<.65 and not any(t.endswith('transformation') for b in seen for t in b.texts[4:])
+
+def test_other_words_come_from_a_file_stand_in_the_recipe_and_are_trained_on(quick, base, tmp_path, go, refused):
+    file = tmp_path/'words.json'
+    file.write_text(json.dumps(dict(picture=['drawing','sketch'])))
+    r = quick(method='specialist_reconstruction', synonyms=str(file), doubled=False, steps=1)
+    texts = Batches(base, settled(r, base), 0, 'cpu').texts
+    assert {'a photo of zwx style, a picture of anna', 'a photo of zwx style, a drawing of anna', 'a photo of zwx style, a sketch of anna'}<={*texts}
+    run = train(r, tmp_path/'run', base=base, progress=False, device='cpu')
+    file.unlink()
+    assert run.done and Run(run.folder).method.synonyms==dict(picture=['drawing','sketch'])
+    with refused('synonyms.picture differs' , 'another run'):
+        train(quick(method='specialist_reconstruction', synonyms=dict(picture=['work','sketch']), doubled=False, steps=1), tmp_path/'run', base=base, progress=False, device='cpu', resume=True)
+
+def test_a_strangers_recipe_opens_no_file(tmp_path, refused):
+    (tmp_path/'words.json').write_text('{"dog": ["hound"]}')
+    with refused('synonyms', 'dict'): make_method('specialist_reconstruction', synonyms=str(tmp_path/'words.json'))
+
+@pytest.mark.parametrize('text, words', [('{"dog": "hound"}', ('synonyms', 'lists')), ('no json', ('words.json', 'JSON')), (None, ('words.json', 'JSON'))])
+def test_a_file_of_words_that_is_none_is_refused(quick, tmp_path, refused, text, words):
+    if text: (tmp_path/'words.json').write_text(text)
+    with refused(*words): quick(method='specialist_reconstruction', synonyms=str(tmp_path/'words.json'))
+
+def test_other_words_need_captions(quick, base, ref, tmp_path, refused, said, picture):
+    bare = type(ref)([*ref.pictures, picture('bare', caption='')], 'ref')
+    with refused('bare.png', 'no caption'): train(quick(ref=bare, method='specialist_reconstruction', synonyms=dict(a=['b'])), tmp_path/'run', base=base, progress=False, device='cpu')
+    make_method('specialist_reconstruction', similar={'a picture of anna': ['anna']}).check(quick().bindings)
+    assert 'bear.png, cat.png' in said()[-1]
+
+# InST
+
+def test_inst_looks_once_and_opens_without_its_pictures(go, base, quick):
+    run = go('run', 'inst_port')
+    kept, = (v for k,v in load_file(run.weights).items() if k.endswith('faces'))
+    assert kept.shape==(4,224) and torch.allclose(kept[0], kept[1:].mean(0), atol=1e-6) and torch.allclose(kept[1:].norm(dim=1), torch.ones(3))
+    faces, = (v for k,v in state(run.model()).items() if k.endswith('faces'))
+    assert torch.equal(faces, kept)
+    batches = Batches(base, settled(quick(method='inst_port', batch=2), base), 0, 'cpu')
+    rows, texts = batches.rows(0), batches(0).texts
+    assert [re.findall(r'<zwx-p(\d)>', t) for t in texts]==[[str(i)] for b,i in rows if b==0]+[[],[]]
+
+def test_inst_refuses_more_pictures_than_it_has_words_for(quick, base, tmp_path, refused):
+    with refused('3 pictures', 'set pictures to 3'): train(quick(method='inst_port', pictures=2), tmp_path/'run', base=base, progress=False, device='cpu')
+    assert not (tmp_path/'run').exists()
+
+def test_inst_asks_clip_where_it_is_given_one(ref, base, tmp_path):
+    from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
+    torch.manual_seed(0)
+    clip = CLIPVisionModelWithProjection(CLIPVisionConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32, patch_size=8, projection_dim=12)).eval()
+    clip.save_pretrained(tmp_path/'clip')
+    m = make_method('inst_port', pictures=3, encoder=str(tmp_path/'clip'), width=12)
+    b = attached(base, m)
+    m.look(b, no_prior(ref, method='lora').bindings)
+    kept, = (v for k,v in state(b).items() if k.endswith('faces'))
+    x = torch.from_numpy(np.stack([np.asarray(p.open().resize((32,32), 3)) for p in ref])).permute(0,3,1,2)/255
+    assert .2<x.mean()<.8                                                         # a picture, and no bytes of -1 to 1
+    mean, std = (torch.tensor(v).view(3,1,1) for v in ((.48145466,.4578275,.40821073), (.26862954,.26130258,.27577711)))
+    with torch.no_grad(): want = clip(pixel_values=(x-mean)/std).image_embeds
+    assert torch.allclose(kept[1:], want, atol=1e-3)
+
 # Custom Diffusion
 
 def test_a_smaller_pictures_border_teaches_nothing(base):
@@ -131,7 +286,7 @@ def test_pictures_of_a_prior_are_shown_as_they_are_and_those_of_the_style_in_six
 
 def test_nothing_is_learnt_through_the_first_token(base):
     b = attached(base, make_method('custom_diffusion'))
-    layer, c = prompt_layers(b.net.unet)[0], torch.randn(1,5,192)
+    layer, c = next(iter(prompt_layers(b.net.unet).values())), torch.randn(1,5,192)
     layer(c).square().sum().backward()
     got = layer.weight.grad.clone()
     layer.weight.grad = None

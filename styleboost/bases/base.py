@@ -45,6 +45,7 @@ class Codec(Protocol):
     def keep(self, x)->torch.Tensor: "(n,3,h,w) in [-1,1] -> what is worth caching, n rows."
     def draw(self, kept, g)->torch.Tensor: "A clean x of one row, by the random numbers of g."
     def decode(self, x)->torch.Tensor: "(n,3,h,w) in [-1,1]."
+    # and, where a gradient can pass, `decoded(x)`: the same before it is cut to [-1,1]
     def shape(self, size)->tuple: "Of one x, for a height and width in pixels."
     def hash(self)->str: "Of the weights, for caches."
 

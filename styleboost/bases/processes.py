@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 
 import diffusers, torch
 import torch.nn.functional as F
+from fastcore.basics import patch
 
 from ..core import StyleboostError, first_line, note
 
@@ -133,6 +134,7 @@ class Gaussian:
     default:str='DDIMScheduler' # the diffusers class that the base's own folder samples with
     min_snr:float=None          # gamma of min-SNR weights, or None
     name:str='the base'         # for messages
+    apart:int=1                 # how far apart the levels are that training sees
     @property
     def levels(self): return self.schedule.config.num_train_timesteps
     @property
@@ -146,7 +148,7 @@ class Gaussian:
             'bases that predict epsilon or v_prediction can.')
     def corrupt(self, xs, g):
         eps = noises(xs, g)
-        t = torch.randint(self.levels, (len(xs),), generator=g)
+        t = torch.randint(-(-self.levels//self.apart), (len(xs),), generator=g)*self.apart
         rows = list(t)
         return each(self.schedule.add_noise, xs, eps, rows), t, each(self.target, xs, eps, rows)
     def losses(self, pred, y, t):
@@ -162,6 +164,24 @@ class Gaussian:
         made = self.scheduler(name)
         set_steps(made, steps, who=self.name)
         return Sampler(made)
+
+# %% ../../nbs/bases/01_processes.ipynb #c1ea0a11
+def _share(process, x, t):
+    "How much of the picture is left at levels t, for rows of x."
+    return process.schedule.alphas_cumprod.to(x.device)[t].view(-1, *[1]*(x.ndim-1))
+
+@patch
+def clean(self:Gaussian, xt, pred, t):
+    "What a prediction says that the picture was, in float32."
+    a, xt, pred = _share(self, xt, t), xt.float(), pred.float()
+    if self.schedule.config.prediction_type=='v_prediction': return a.sqrt()*xt-(1-a).sqrt()*pred
+    return (xt-(1-a).sqrt()*pred)/a.sqrt()
+
+@patch
+def onward(self:Gaussian, x, clean, t, then):
+    "x at another level, if the picture is `clean`: a step of DDIM."
+    a = _share(self, x, t)
+    return self.schedule.add_noise(clean, (x-a.sqrt()*clean)/(1-a).sqrt(), then)
 
 # %% ../../nbs/bases/01_processes.ipynb #649b10d6
 @dataclass(frozen=True)
@@ -179,6 +199,10 @@ class Flow:
         def along(x, e, s): return x + s.to(x.device).view(-1, *[1]*(x.ndim-1))*(e-x)
         t = s*self.schedule.config.num_train_timesteps
         return each(along, xs, eps, list(s)), t, each(direction, xs, eps)
+    def clean(self, xt, pred, t):
+        "What a prediction says that the picture was, in float32."
+        s = t.to(xt.device).view(-1, *[1]*(xt.ndim-1))/self.schedule.config.num_train_timesteps
+        return xt.float()-s*pred.float()
     def losses(self, pred, y, t): return ((pred.float()-y.float())**2).flatten(1).mean(1)
     def weighing(self, min_snr):
         if min_snr is None: return self

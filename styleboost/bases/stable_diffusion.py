@@ -58,12 +58,14 @@ class Latents:
         "A sample of one row's latents."
         mean, std = kept.chunk(2)
         return mean + std*torch.randn(mean.shape, generator=g).to(mean.device, non_blocking=True)
+    def decoded(self, x):
+        "(n,c,h',w') -> (n,3,h,w), about [-1,1]; a gradient passes it."
+        mean, by = self.centre(self.vae.device)
+        with exact(self.vae.device): return self.vae.decode(x.to(self.vae.device, self.vae.dtype)/by+mean).sample
     @torch.no_grad()
     def decode(self, x):
         "(n,c,h',w') -> (n,3,h,w) in [-1,1]."
-        mean, by = self.centre(self.vae.device)
-        with exact(self.vae.device):
-            return self.vae.decode(x.to(self.vae.device, self.vae.dtype)/by+mean).sample.clamp(-1,1)
+        return self.decoded(x).clamp(-1,1)
     def shape(self, size):
         h, w = size
         return self.vae.config.latent_channels, h//self.downscale, w//self.downscale

@@ -20,6 +20,10 @@ def base_line(base)->str:
     if base=='tiny': return 'from styleboost.bases.files import TINY as base'
     return f'base = "{base if is_hub(base) else "path/to/"+Path(base).name}"'
 
+def _filled(run)->dict:
+    "What a layout's lines may name."
+    return dict(run.method.settings(), word=run.method.words[0])
+
 def opening(run, model, to, file)->str:
     "The lines that open an export as `pipe`."
     kind = type(model.family.pipeline(model)).__name__
@@ -28,9 +32,15 @@ def opening(run, model, to, file)->str:
     where = base_line(run.recipe['base'])
     if to=='single-file': return f'{where}\npipe = {kind}.from_single_file("{file}", config=base{plain})'
     load = 'single_file' if run.recipe['base'].endswith('.safetensors') else 'pretrained'
-    line = getattr(model.family, 'python', {}).get(to, run.method.layouts[to].python)
-    line = line.format(file=file, folder=Path(file).parent, word=run.method.words[0])
-    return f'{where}\npipe = {kind}.from_{load}(base{plain})\n{line}'
+    own, lines, folder = run.method.layouts[to], getattr(model.family, 'python', {}), Path(file).parent
+    read = [lines.get(to, own.python).format(file=file, folder=folder, **_filled(run))]
+    if own.word:
+        word = f'{folder}/{run.method.words[0]}.safetensors'
+        read.append(lines.get('embedding', own.word).format(file=word, folder=folder, **_filled(run)))
+    return '\n'.join([where, f'pipe = {kind}.from_{load}(base{plain})', *read])
+
+# %% ../../nbs/exporting/00_card.ipynb #d4a3a5e1
+_DRAW = 'image = pipe("{text}", num_inference_steps={steps}, guidance_scale={guidance},'
 
 def snippet(
     run:Run,
@@ -45,7 +55,8 @@ def snippet(
     away = run.method.negative(text)
     if to=='diffusers':                 # it has the scheduler, and spells the word in its own tokenizer
         names, swap, text, away = [kind], [], run.method.spell(text), run.method.spell(away)
-    draw = f'image = pipe("{text}", num_inference_steps={r["steps_sampled"]}, guidance_scale={float(r["guidance"])},'
+    how, own = dict(steps=r['steps_sampled'], guidance=float(r['guidance'])), run.method.layouts.get(to)
+    draw = (own and own.draw or _DRAW).format(text=text, **how, **_filled(run))
     if away: draw += f'\n             negative_prompt="{away}",'
     return '\n'.join(['import torch', f'from diffusers import {", ".join(names)}', '', opening(run, model, to, file),
         *swap, draw, '             generator=torch.Generator().manual_seed(0)).images[0]'])
@@ -95,7 +106,7 @@ def _use(run, model, to, file):
     own, file_name = run.method.layouts.get(to), Path(file).name
     code = f'diffusers does not read {run.method.name} from this layout.'
     if own is None or own.python: code = f'```python\n{snippet(run, model, to, file)}\n```'
-    place = own.place.format(name=file_name, stem=Path(file).stem) if own else ''
+    place = own.place.format(name=file_name, stem=Path(file).stem, **_filled(run)) if own else ''
     if to=='single-file':
         place = (f'In ComfyUI put `{file_name}` into `models/checkpoints`, '
             'in AUTOMATIC1111 into `models/Stable-diffusion`.')

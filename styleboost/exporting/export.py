@@ -28,7 +28,8 @@ def merged(
     return fresh.method.merge(fresh)
 
 # %% ../../nbs/exporting/01_export.ipynb #538ccc8c
-LAYOUTS = ('diffusers','single-file','lora','kohya','embedding','controlnet')   # of all families and methods
+# of all families and methods
+LAYOUTS = ('diffusers','single-file','lora','kohya','embedding','embeddings','controlnet')
 
 def layouts_of(run:Run, model:Base)->list:
     "The layouts that a run's family and method have."

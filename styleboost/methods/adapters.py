@@ -6,7 +6,7 @@
 __all__ = ['ADAPTERS', 'LORA', 'KOHYA', 'Adapter', 'wrapped_layers', 'fold', 'Scaled', 'Lora', 'Dora', 'RsLora', 'Loha', 'Lokr',
            'Gralora', 'Hira', 'Hra', 'Miss', 'Oft', 'Boft', 'by_part', 'lora_tensors', 'kohya_tensors']
 
-# %% ../../nbs/methods/01_adapters.ipynb #8fb78c5d
+# %% ../../nbs/methods/01_adapters.ipynb #37ab5751
 import json, re, warnings
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
@@ -17,7 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from ..bases.base import Base
 from ..core import StyleboostError
-from .method import Layout, Method, state
+from .method import Layout, Method, from_seed, state
 from .strength import asked_like, between
 
 # %% ../../nbs/methods/01_adapters.ipynb #40af26ab
@@ -32,7 +32,7 @@ def _check(a):
         raise StyleboostError(f'The method {a.name} is for linear layers only; set targets to attention, '
             f'or choose one of {fit}.')
 
-# %% ../../nbs/methods/01_adapters.ipynb #1bbbd4b4
+# %% ../../nbs/methods/01_adapters.ipynb #3b2dcf21
 @dataclass(frozen=True, kw_only=True)
 class Adapter(Method):
     "A peft adapter on the net, and on the reader if asked for."
@@ -50,11 +50,9 @@ class Adapter(Method):
             raise StyleboostError(f'This peft does not know {self.name}; install a newer one, or choose lora.')
         parts = {k:base.net.targets for k in base.net.parts}
         if self.text_encoder: parts |= {k:base.reader.targets for k in base.reader.parts}
-        devices = [base.device] if base.device.type=='cuda' else []
-        with torch.random.fork_rng(devices), warnings.catch_warnings():
+        with from_seed(base, seed), warnings.catch_warnings():
             # BOFT does without its CUDA extension, and gets the same
             warnings.filterwarnings('ignore', 'Failed to load the CUDA extension|Setting boft_n_butterfly_factor')
-            torch.manual_seed(seed)
             for k,layers in parts.items(): self._inject(base.modules[k], layers[self.targets])
         return base
     def _inject(self, module, layers):
@@ -157,11 +155,13 @@ def at_strength(self:Adapter, base, began, strength)->Base:
     fold(base, strength)
     return asked_like(base, self)
 
-# %% ../../nbs/methods/01_adapters.ipynb #47d0d21d
+# %% ../../nbs/methods/01_adapters.ipynb #5392556e
 def by_part(base)->dict:
-    "What was learnt, by module: names as in files -> tensors."
-    parts = {}
+    "What the adapters learnt, by module: names as in files -> tensors."
+    parts, wrapped = {}, [(m, n) for m,n,_ in wrapped_layers(base)]
+    mine = tuple(f'{k}.{n}.' for k,m in base.modules.items() for layer_of,n in wrapped if layer_of is m)
     for k,v in state(base).items():
+        if not k.startswith(mine): continue       # a word beside them is no adapter
         part, name = k.split('.', 1)
         parts.setdefault(part, {})[name] = v
     return parts

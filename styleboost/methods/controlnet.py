@@ -6,7 +6,6 @@
 __all__ = ['edges', 'Controlled', 'ControlNet', 'control_tensors']
 
 # %% ../../nbs/methods/03_controlnet.ipynb #b7212791
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -15,7 +14,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import nn
 
 from ..core import StyleboostError, first_line
-from .method import Layout, Method, state
+from .method import Layout, Method, from_seed, state, switched_off
 
 # %% ../../nbs/methods/03_controlnet.ipynb #61ee1914
 def edges(
@@ -70,18 +69,11 @@ class ControlNet(Method):
     wraps = True
     no_place = ('diffusers','single-file')
     def attach(self, base, seed=0):
-        devices = [base.device] if base.device.type=='cuda' else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
-            control = _control(base)
+        with from_seed(base, seed): control = _control(base)
         return replace(base, net=Controlled(base.net, control.to(base.device).requires_grad_(True)))
     def see(self, x): return dict(picture=edges(x))
     def through(self, base): return base.net.parts
-    @contextmanager
-    def plain(self, base):
-        base.net.on = False
-        try: yield
-        finally: base.net.on = True
+    def plain(self, base): return switched_off([base.net])
     def defaults(self, base):
         "The paper trains at 1e-5; a small base takes more."
         return dict(lr=1e-3 if sum(p.numel() for p in base.net.parameters())<200e6 else 1e-5)

@@ -24,7 +24,10 @@ METHODS = dict(
     custom_diffusion='custom_diffusion:CustomDiffusion',
     dreamstyler='dreamstyler:DreamStyler',
     dreamartist='dreamartist:DreamArtist',
-    styledrop='styledrop:StyleDrop')
+    styledrop='styledrop:StyleDrop',
+    specialist_reconstruction='specialist:Specialist',
+    inst_port='inst:InST',
+    pivotal='pivotal:Pivotal')
 
 # %% ../../nbs/methods/99_load.ipynb #7e9185da
 def method_class(name:str):

@@ -7,17 +7,15 @@ __all__ = ['Bottleneck', 'adapted_layers', 'StyleDrop']
 
 # %% ../../nbs/methods/10_styledrop.ipynb #cc6875ed
 import re
-from contextlib import contextmanager
 from dataclasses import dataclass
 
-import torch
 import torch.nn.functional as F
 from fastcore.basics import patch
 from torch import nn
 
 from ..bases.sampling import Term
 from ..core import StyleboostError
-from .method import Method
+from .method import Method, from_seed, switched_off
 
 # %% ../../nbs/methods/10_styledrop.ipynb #d04846a7
 class Bottleneck(nn.Module):
@@ -61,10 +59,7 @@ class StyleDrop(Method):
         style = ' style and '.join(self.words)+' style'
         return f'{prompt} in {style}' if prompt else style
     def attach(self, base, seed=0):
-        devices = [base.device] if base.device.type=='cuda' else []
-        with torch.random.fork_rng(devices):
-            torch.manual_seed(seed)
-            made = [self._put(m, base.device) for m in base.net.parts.values()]
+        with from_seed(base, seed): made = [self._put(m, base.device) for m in base.net.parts.values()]
         if not any(made): raise StyleboostError(f'{base.name} has no attention to a prompt that an adapter could stand '
                                                 'behind; choose lora.')
         return base
@@ -86,14 +81,9 @@ def terms(self:StyleDrop, texts, negative, guidance)->list:
     return [t for t in found if t.weight] or found[:1]
 
 @patch
-@contextmanager
 def plain(self:StyleDrop, base):
     "A block in which the base predicts as if nothing had been learnt."
-    adapters = [m for part in base.net.parts.values() for m in part.modules() if isinstance(m, Bottleneck)]
-    for m in adapters: m.on = False
-    try: yield
-    finally:
-        for m in adapters: m.on = True
+    return switched_off(m for part in base.net.parts.values() for m in part.modules() if isinstance(m, Bottleneck))
 
 @patch
 def defaults(self:StyleDrop, base)->dict:

@@ -6,7 +6,6 @@
 __all__ = ['Shift', 'shiftable', 'shifts', 'SVDiff', 'combined']
 
 # %% ../../nbs/methods/05_svdiff.ipynb #ea7fa6c2
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import torch
@@ -14,7 +13,7 @@ from fastcore.basics import patch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .method import Method
+from .method import Method, switched_off
 
 # %% ../../nbs/methods/05_svdiff.ipynb #d9e2d64b
 class Shift(nn.Module):
@@ -74,13 +73,9 @@ class SVDiff(Method):
 
 # %% ../../nbs/methods/05_svdiff.ipynb #9758b1bc
 @patch
-@contextmanager
 def plain(self:SVDiff, base):
     "A block in which the base predicts as if nothing had been learnt."
-    for s in shifts(base): s.on = False
-    try: yield
-    finally:
-        for s in shifts(base): s.on = True
+    return switched_off(shifts(base))
 
 @patch
 @torch.no_grad()

@@ -97,7 +97,7 @@ def view_key(
     "A name for what is kept of a view, made of everything that it depends on."
     what = [picture.sha, size, view.where, view.flip, codec]
     seen = '' if type(method).see is Method.see else method.name
-    own = [n for n in (view.name, seen) if n]
+    own = [n for n in (view.name, seen, 'shown' if method.looks else '') if n]
     return hashlib.sha256(json.dumps(what+own).encode()).hexdigest()[:32]
 
 # %% ../../nbs/training/02_batches.ipynb #e3970824
@@ -123,6 +123,7 @@ class Waiting:
         cuts, frames, done = zip(*self.rows.pop(size))
         x = to_tensor(cuts, size)
         kept, seen = self.base.codec.keep(x).cpu(), self.method.see(x)
+        if self.method.looks: seen = dict(seen, shown=((x+1)*127.5).round().byte())
         for i,f in enumerate(done):
             f(dict(moments=kept[i], frame=frames[i], **{k:v[i].cpu() for k,v in seen.items()}))
     def rest(self):
@@ -135,12 +136,18 @@ def _shown(im, size, view):
     cut = fit(im, size, view.where, view.flip)
     return view.change(cut) if view.change else cut
 
-def _keeper(kept, k, view, file):
-    "What is done with a view's tensors when they are there."
+def _keeper(kept, views, file):
+    "What is done with the tensors of views, by place, when they are there."
     def done(tensors):
-        if file: save_tensors(file, tensors)
-        kept[k] = opened_view(tensors, view)
+        if file and not file.exists(): save_tensors(file, tensors)
+        for k,view in views.items(): kept[k] = opened_view(tensors, view)
     return done
+
+def _alike(views):
+    "Views by place, together where they differ in words or mask alone and show the same."
+    found = {}
+    for k,v in enumerate(views): found.setdefault((v.where, v.flip, v.name), {})[k] = v
+    return list(found.values())
 
 def _name_small(binding, small):
     "Says which pictures are enlarged."
@@ -167,12 +174,12 @@ def keep_views(
         views = recipe.method.views(plain_views(im, size, recipe), binding.role)
         kept = [None]*len(views)
         out.append(kept)
-        for k,view in enumerate(views):
+        for same in _alike(views):
+            view = next(iter(same.values()))
             file = Path(keep)/f'{view_key(p, size, view, codec, recipe.method)}.safetensors' if keep else None
-            if file and file.exists(): kept[k] = opened_view(read_tensors(file), view)
-            else:
-                frame = frame_of(im, size, view.where)
-                waiting.add(size, _shown(im, size, view), frame, _keeper(kept, k, view, file))
+            done = _keeper(kept, same, file)
+            if file and file.exists(): done(read_tensors(file))
+            else: waiting.add(size, _shown(im, size, view), frame_of(im, size, view.where), done)
     waiting.rest()
     _name_small(binding, small)
     return out
@@ -237,12 +244,13 @@ class Batch:
     texts:list          # n texts, spelled
     sizes:list          # rows of each binding
     told:list           # what else the net is told, a `Condition` a row; one of all rows where they are stacked
+    step:int=0          # of the run
     def part(self, rows):
         "Some of the rows, of one shape, stacked."
         pick = rows if len(rows)<len(self.texts) else slice(None)     # one shape, the common case, copies nothing
         xt, y = (torch.stack([v[i] for i in rows]) for v in (self.xt, self.y))
         told = Condition.cat([self.told[i] for i in rows]).to(xt.device, non_blocking=True)
-        return Batch(xt, self.t[pick], y, [self.texts[i] for i in rows], [len(rows)], told)
+        return Batch(xt, self.t[pick], y, [self.texts[i] for i in rows], [len(rows)], told, self.step)
     def shapes(self)->list:
         "Rows that have one shape, a list a shape."
         return list(_by_shape(range(len(self.xt)), [x.shape for x in self.xt]).values())
@@ -260,7 +268,10 @@ class Batches:
     ):
         self.base, self.recipe, self.seed, self.device = base, recipe, seed, device
         self.kept = [keep_views(base, b, recipe, keep=keep, progress=progress) for b in recipe.bindings]
-        for k in self.views(): k.x = k.x.to(device)
+        self.process = recipe.method.noise(base.process)
+        distinct = {id(k.x):k.x for k in self.views()}              # views of other words share what is kept
+        moved = {i:x.to(device) for i,x in distinct.items()}
+        for k in self.views(): k.x = moved[id(k.x)]
         def shape(views): return tuple(views[0].x.shape)
         self.shapes = [tuple(map(shape, pictures)) for pictures in self.kept]
         self.prompts = [b.prompts() for b in recipe.bindings]
@@ -274,12 +285,12 @@ class Batches:
         found = {}
         for prompts,pictures in zip(self.prompts, self.kept):
             for prompt,views in zip(prompts, pictures):
-                for k in views: found[k.view.words.replace('{text}', prompt)] = True
+                for k in views: found[k.view.told(prompt)] = True
         return list(found)
     def text(self, row, view, t):
         "What the tokenizer gets for a row, at level t."
         b, i = row
-        return self.recipe.method.spell(view.words.replace('{text}', self.prompts[b][i]), t, row)
+        return self.recipe.method.spell(view.told(self.prompts[b][i]), t, row)
 
 # %% ../../nbs/training/02_batches.ipynb #25a6264d
 @patch
@@ -310,9 +321,9 @@ def __call__(self:Batches, step, part=0, parts=1)->Batch:
     def pick(views): return views[torch.randint(len(views), (1,), generator=g).item()]
     views = [pick(self.kept[b][i]) for b,i in rows]
     xs = [self.base.codec.draw(v.x, g) for v in views]
-    xt, t, y = self.base.process.corrupt(xs, g)
+    xt, t, y = self.process.corrupt(xs, g)
     texts = [self.text(row, v.view, level) for row,v,level in zip(rows, views, t.tolist())]
     mine = [k for k in range(len(rows)) if k%batch%parts==part]
     def of_mine(values): return [values[k] for k in mine]
     return Batch(of_mine(xt), t[mine].to(self.device, non_blocking=True), of_mine(y), of_mine(texts),
-                 [batch//parts]*len(self.kept), [views[k].told for k in mine])
+                 [batch//parts]*len(self.kept), [views[k].told for k in mine], step)

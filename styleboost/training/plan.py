@@ -18,7 +18,7 @@ from torch.utils._pytree import tree_iter
 from ..bases.base import Base, Condition, at_once
 from ..bases.load import skeleton
 from ..core import StyleboostError, progress_bar
-from ..methods.method import on_bones, trained, trained_modules
+from ..methods.method import View, on_bones, trained, trained_modules
 from ..pictures.images import ImageSet
 from .batches import Batch
 from .levers import DTYPES, best_precision, checkpoint_activations, in_half, norms_in_float
@@ -119,22 +119,30 @@ def bytes_before(base, recipe)->int:
     return max([_counted(base.codec.parts.values(), encode)]+drawn)
 
 # %% ../../nbs/training/08_plan.ipynb #6ba5760c
+def _told(recipe, b):
+    "The texts of a binding's pictures in all their views: ((binding, place), text)."
+    views = recipe.method.views([View()], recipe.bindings[b].role)
+    return (((b,i), v.told(text)) for v in views for i,text in enumerate(recipe.bindings[b].prompts()))
+
 class _Shapes:
     "Batches without contents."
     def __init__(self, base, recipe, processes):
         self.base, self.recipe, self.n = base, recipe, recipe.batch//(recipe.accumulate*processes)
-        self.texts = [t for b in recipe.bindings for t in self.apart(b)]
-    def apart(self, binding):
+        self.texts = [t for b in range(len(recipe.bindings)) for t in self.apart(b)]
+    def apart(self, b):
         "Texts of a binding, as different as they can be: a reader that trains keeps each one's activations."
-        own = list(dict.fromkeys(map(self.recipe.method.spell, binding.prompts())))
+        told, spell = list(_told(self.recipe, b)), self.recipe.method.spell
+        own = list(dict.fromkeys(spell(text, t, row) for t in range(0, 1000, 100) for row,text in told))
         return [own[i%len(own)] for i in range(self.n)]
     def __call__(self, step, part, parts):
         r, sizes = self.recipe.resolution, [self.n]*len(self.recipe.bindings)
         xs = [self.base.process.start(self.base.codec.shape((r,r)), None) for _ in range(sum(sizes))]
         xt, t, y = self.base.process.corrupt(xs, None)
         told = Condition(frame=torch.zeros(1,6), **self.recipe.method.see(torch.empty(1,3,r,r)))
+        if self.recipe.method.looks: told |= dict(shown=torch.empty(1,3,r,r, dtype=torch.uint8))
         return Batch(xt, t, y, self.texts, sizes, [told]*len(xs))
 
+# %% ../../nbs/training/08_plan.ipynb #40e3e275
 class _Moments:
     "A stepper that holds moments and steps nothing."
     def __init__(self, params, recipe, processes):
@@ -175,7 +183,7 @@ def _armed(base, recipe):
 def _read(base, recipe):
     "With a reader that has read all texts, where it does not train: by the first step its weights are gone."
     if reader_trains(base): return base
-    texts = [recipe.method.spell(t) for b in recipe.bindings for t in b.prompts()]
+    texts = [recipe.method.spell(text) for b in range(len(recipe.bindings)) for _,text in _told(recipe, b)]
     return replace(base, reader=Remembered(base.reader, texts))
 
 @contextmanager
@@ -203,7 +211,8 @@ def bytes_of_step(
     with _on_shapes(recipe):
         base, live = _read(_armed(base, recipe), recipe), LiveBytes()
         params = list(trained(base).values())
-        live.see_all({**base.net.parts, **trained_modules(base)}.values())
+        kept = base.codec.parts if recipe.method.decodes else {}
+        live.see_all({**base.net.parts, **trained_modules(base), **kept}.values())
         weights = live.now
         with live: stepper = _Moments(params, recipe, processes)
         moments = live.now-weights

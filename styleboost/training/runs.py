@@ -42,7 +42,7 @@ def checked(
     recipe = upgraded(info['recipe'])
     known = {f.name for f in fields(Recipe)}
     whole = recipe_of({k:v for k,v in recipe.items() if k in known}).to_dict()
-    for k in ('steps','batch','lr','resolution'):
+    for k in ('steps','batch','lr','resolution','guidance'):
         if whole[k] is None: raise ValueError(f'it leaves {k} open')
     bindings = recipe['bindings']
     if not (isinstance(bindings, list) and bindings and all(map(_is_binding, bindings))):

@@ -145,7 +145,8 @@ def go_on(self:Trainer, folder):
 def look(self:Trainer):
     "The model as it is now, to draw with."
     began, base, device = time.monotonic(), self.base, self.acc.device
-    resting = ('codec','reader') if isinstance(base.reader, Remembered) else ('codec',)
+    resting = ('codec',) if not base.method.decodes else ()
+    if isinstance(base.reader, Remembered): resting += ('reader',)
     model = replace(base, reader=getattr(self, 'reader', base.reader))
     try:
         model.to(device, resting)
@@ -213,6 +214,7 @@ def check(
     check_token(base, recipe.token)
     if recipe.background_token: check_token(base, recipe.background_token)
     for b in recipe.bindings: b.prompts()
+    recipe.method.check(recipe.bindings)
     on_bones(base, recipe.method)     # a method that does not fit says so while it is put in
 
 def check_shared(recipe, processes):
@@ -276,8 +278,9 @@ def prepared(
     with acc.main_process_first(), explained_memory(recipe, 'while pictures were encoded'):
         base.to(acc.device, ('codec',))
         batches = Batches(base, recipe, seed, acc.device, latents, progress)
-    base.to(rest, ('codec',))
+    if not recipe.method.decodes: base.to(rest, ('codec',))
     tuned = attached(base, recipe.method, seed)
+    recipe.method.look(tuned, recipe.bindings)
     armed = ready(tuned, recipe, batches.texts, acc.device, rest)
     # SDXL reads its encoders one layer before the last, whose weights get no gradient
     acc.ddp_handler.find_unused_parameters = reader_trains(tuned)
