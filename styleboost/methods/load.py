@@ -11,7 +11,7 @@ from dataclasses import fields
 
 from ..core import StyleboostError
 
-# %% ../../nbs/methods/99_load.ipynb #7e3b0e12
+# %% ../../nbs/methods/99_load.ipynb #35654b8c
 _adapters = dict(lora='Lora', dora='Dora', rslora='RsLora', loha='Loha', lokr='Lokr', hira='Hira', oft='Oft',
     boft='Boft', hra='Hra', miss='Miss', gralora='Gralora')
 METHODS = dict(
@@ -24,7 +24,8 @@ METHODS = dict(
     custom_diffusion='custom_diffusion:CustomDiffusion',
     dreamstyler='dreamstyler:DreamStyler',
     dreamartist='dreamartist:DreamArtist',
-    styledrop='styledrop:StyleDrop')
+    styledrop='styledrop:StyleDrop',
+    tlora='tlora:TLora')
 
 # %% ../../nbs/methods/99_load.ipynb #7e9185da
 def method_class(name:str):

@@ -67,14 +67,14 @@ def tables(base)->dict:
     found = {k:e.get_input_embeddings() for k,e in base.reader.encoders.items()}
     return {k:t for k,t in found.items() if isinstance(t, NewRows)}
 
-# %% ../../nbs/methods/02_textual_inversion.ipynb #e75a9c5d
+# %% ../../nbs/methods/02_textual_inversion.ipynb #72a20428
 @dataclass(frozen=True, kw_only=True)
 class TextualInversion(Method):
     "Rows of the vocabulary for the style's word (Gal et al. 2023, eq. 2)."
     vectors:int=1        # rows that stand for the word
     init:str='style'     # the word that they begin as
     name = 'textual_inversion'
-    wraps = True
+    wraps, only_words = True, True
     no_place = ('single-file',)   # which has no tokenizer in it
     def __post_init__(self):
         if not (isinstance(self.vectors, int) and 1<=self.vectors<=16):

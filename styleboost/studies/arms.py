@@ -6,7 +6,7 @@
 __all__ = ['DRAW_STEPS', 'DRAW_SAMPLER', 'arm_name', 'arm_recipe', 'Bench', 'untouched_base', 'Arm', 'Untouched', 'Artist',
            'Trained']
 
-# %% ../../nbs/studies/01_arms.ipynb #8075fa8b
+# %% ../../nbs/studies/01_arms.ipynb #729e7461
 import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -25,21 +25,25 @@ from ..bases.sampling import note_read, sample
 
 from ..training.runs import Run
 from ..training.loop import train
-from ..training.priors import prior_images
-from ..training.recipes import Generated, Recipe, no_prior, with_prior
+from ..training.priors import apart, prior_images, with_words
+from ..training.recipes import Recipe, no_prior
 from .style import Style
 
-# %% ../../nbs/studies/01_arms.ipynb #805c9731
+# %% ../../nbs/studies/01_arms.ipynb #68ec9912
 def arm_name(
     word:str,  # for a prior
 )->str:
     "What the arm of a word is called: `world:people` is `people`, a folder is its name."
-    bare = word.removeprefix('world:') if ':' in word else Path(word).name
-    return re.sub(r'[^\w.+-]+', '-', bare).strip('-.') or 'arm'
+    def bare(w):
+        head, _, rest = w.partition(':')
+        if not rest: return Path(w).name
+        return dict(hold=f'hold-{bare(rest)}', aux=bare(rest), world=rest).get(head, w)
+    joined = '+'.join(map(bare, apart(word)))
+    return re.sub(r'[^\w.+-]+', '-', joined).strip('-.') or 'arm'
 
 def _prior(word, ref, n, seed):
     "Pictures that a word stands for, or an order for them."
-    if word in ('none','generated') or word.startswith('suggest:'): return prior_images(word, n, seed=seed, ref=ref)
+    if re.match('none$|generated$|generated:|suggest:', word): return prior_images(word, n, seed=seed, ref=ref)
     images = prior_images(word)
     if len(images)<n: note(
         f'{images.name} has {len(images)} pictures, fewer than the {n} of other arms, and all are used.')
@@ -53,10 +57,8 @@ def arm_recipe(
     **kw           # any other field of `Recipe`
 )->Recipe:
     "The recipe that a word for a prior stands for."
-    plain, name = no_prior(ref, **kw), arm_name(word)
-    if not word.startswith('generated:'): return with_prior(plain, _prior(word, ref, n, seed), name=name)
-    prompt = word.removeprefix('generated:')
-    return with_prior(plain, Generated(prompt, n, seed), prompt, name=name)
+    def find(word): return _prior(word, ref, n, seed)
+    return with_words(no_prior(ref, **kw), [word], find, name=arm_name(word))
 
 # %% ../../nbs/studies/01_arms.ipynb #f159ae0a
 DRAW_STEPS, DRAW_SAMPLER = 15, 'dpmpp'   # what a study draws with unless told otherwise
