@@ -9,13 +9,13 @@ __all__ = []
 # %% ../nbs/92_door.ipynb #078ae25e
 from importlib import import_module
 
-# %% ../nbs/92_door.ipynb #29682c6c
+# %% ../nbs/92_door.ipynb #9a6cbefa
 _ROOMS = {
     'core': 'StyleboostError',
     'pictures.images': 'ImageSet',
     'pictures.prompts': 'Prompt',
     'pictures.world': 'style_ref pool prompts reference',
-    'training.recipes': 'Recipe Binding no_prior dreambooth styleboost with_prior multi',
+    'training.recipes': 'Recipe Binding no_prior dreambooth styleboost hold with_prior with_hold multi',
     'judging.suggest': 'suggest',
     'widgets.picker': 'AuxPicker',
     'training.plan': 'plan',

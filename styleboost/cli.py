@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['app', 'console', 'RECIPE', 'METHOD', 'MEMORY', 'SAMPLES', 'DEVICE', 'OPTIONS', 'Strength', 'Ref', 'RecipeFile',
-           'Memory', 'Settings', 'Preset', 'AuxCount', 'Snapshots', 'Encoder', 'Priors', 'Arms', 'Checkpoints',
+           'Memory', 'Settings', 'Preset', 'AuxCount', 'Snapshots', 'Ema', 'Encoder', 'Priors', 'Arms', 'Checkpoints',
            'Strengths', 'Drift', 'say', 'option', 'takes', 'demo', 'train', 'plan', 'sample', 'export', 'score',
            'suggest', 'compare', 'env', 'main']
 
@@ -66,7 +66,7 @@ METHOD = dict(
     alpha=option(float, 'Of an adapter; the rank unless given.', **_method),
     targets=option(str, 'Where an adapter goes: attention, the default, or all.', **_method))
 
-# %% ../nbs/91_cli.ipynb #055babca
+# %% ../nbs/91_cli.ipynb #92f94ab4
 _memory = dict(panel='Memory and speed')
 MEMORY = dict(
     precision=option(str, 'no, fp16 or bf16; the device\'s best unless given. fp16 for a GPU without bfloat16, such as '
@@ -74,7 +74,7 @@ MEMORY = dict(
     attention=option(str, 'sdpa, torch\'s own and the default, or xformers.', **_memory),
     checkpointing=option(bool, 'Whether activations are computed again in the backward pass instead of kept.',
                          '--checkpointing', **_memory),
-    optimizer=option(str, 'adamw, the default, or adamw8bit.', **_memory),
+    optimizer=option(str, 'adamw, the default, adamw8bit, or prodigy, which finds the rate itself.', **_memory),
     fused_backward=option(bool, 'Whether each weight is stepped as soon as its gradient is there; gradients are then '
                                 'not clipped.', '--fused-backward', **_memory),
     weights=option(str, 'What trained weights are kept in: float32, the default, or bfloat16.', **_memory),
@@ -156,7 +156,7 @@ def _say_report(page):
     for sentence in json.loads((page.parent/'report.json').read_text('utf-8'))['verdict']: say(sentence)
     say(f'The report is {page}')
 
-# %% ../nbs/91_cli.ipynb #00f371b5
+# %% ../nbs/91_cli.ipynb #859a129a
 _BESIDE = dict(ref=str, prior=str, seed=int, aux_count=int, class_prompt=str, prior_weight=float, preset=str,
                memory=str, snapshots=int, sample_prompts=str, sample_every=int, no_samples=bool)
 
@@ -164,16 +164,20 @@ def _beside(path, word):
     "A word for a prior that a file says: a folder is seen from where the file lies."
     start = next((w for w in ('suggest:','hold:') if word.startswith(w)), '')
     rest = word.removeprefix(start)
-    if rest in ('none','generated','class','blank') or rest.startswith('world:'): return word
+    if re.match('(none|generated|class|blank)$|world:|anchor:|generated:', rest): return word
     return f'{start}{path.parent/rest}'
 
+_SEVERAL = ('prior','prior_weight')   # one of them, or a list
+
 def _checked_line(path, key, value):
-    "Refuses a value of another kind than its option's."
-    kind = _BESIDE[key]
-    fits = isinstance(value, (int,float) if kind is float else kind)
-    if fits and isinstance(value, bool)==(kind is bool): return value
+    "A value of its option's kind, a list where it may be several; or a refusal."
+    kind, several = _BESIDE[key], key in _SEVERAL
+    values = value if several and isinstance(value, list) and value else [value]
+    def fits(v): return isinstance(v, (int,float) if kind is float else kind) and isinstance(v, bool)==(kind is bool)
+    if all(map(fits, values)): return values if several else value
     asked = {str: 'a text in quotes', int: 'a whole number', float: 'a number', bool: 'true or false'}[kind]
-    raise StyleboostError(f'{path}: {key} is {value!r}; it must be {asked}.')
+    more = ', or a list of them' if several else ''
+    raise StyleboostError(f'{path}: {key} is {value!r}; it must be {asked}{more}.')
 
 def _toml(
     path,      # of a .toml file
@@ -193,13 +197,13 @@ def _toml(
                               f'{", ".join(sorted({*_BESIDE}|mine|theirs))}.')
     beside = {k: _checked_line(path, k, d[k]) for k in _BESIDE if k in d}
     beside |= {k: str(path.parent/beside[k]) for k in ('ref','sample_prompts') if k in beside}
-    if 'prior' in beside: beside['prior'] = _beside(path, beside['prior'])
+    if 'prior' in beside: beside['prior'] = [_beside(path, word) for word in beside['prior']]
     own = {k:v for k,v in d.items() if k in mine}
     base = own.get('base')
     if isinstance(base, str) and base!='tiny' and (path.parent/base).exists(): own['base'] = str(path.parent/base)
     return beside, dict(own, method=dict({k:v for k,v in d.items() if k in theirs-mine}, **method))
 
-# %% ../nbs/91_cli.ipynb #7ca2fcee
+# %% ../nbs/91_cli.ipynb #5e723dbf
 def _read_recipe(path):
     "What a recipe's file holds: options beside the recipe, its fields, its bindings."
     if path.suffix.lower()=='.toml':
@@ -210,13 +214,15 @@ def _read_recipe(path):
     return dict(seed=d.get('seed', 0)), d.get('recipe', d), d.get('recipe', d).get('bindings', [])
 
 def _bindings(bindings):
-    "Prompts of the style and of the prior, and the prior's weight, where a file has them."
+    "Prompts of the style and of the priors, and the priors' weights, where a file has them."
     style, prior = ([b for b in bindings if b['role']==r] for r in ('style','prior'))
     if len(style)>1: raise ValueError('it binds two words, which the command has no options for; train it from Python')
-    style_prompt, class_prompt = (b[0]['prompt'] if b else None for b in (style, prior))
-    return style_prompt, class_prompt or 'a photo of style', prior[0]['weight'] if prior else 1.
+    style_prompt = style[0]['prompt'] if style else None
+    class_prompt = next((b['prompt'] for b in prior if b['prompt']), None)
+    weights = [b['weight'] for b in prior] or [1.]
+    return style_prompt, class_prompt or 'a photo of style', weights
 
-# %% ../nbs/91_cli.ipynb #97b4e8be
+# %% ../nbs/91_cli.ipynb #cfe32303
 def _saved(
     path,  # a recipe.json of a run, a .toml, or None
 ):
@@ -224,12 +230,12 @@ def _saved(
     beside, d, bindings = {}, {}, []
     try:
         if path is not None: beside, d, bindings = _read_recipe(Path(path))
-        style_prompt, class_prompt, prior_weight = _bindings(bindings)
+        style_prompt, class_prompt, weights = _bindings(bindings)
     except StyleboostError: raise
     except (OSError, ValueError, AttributeError, KeyError, TypeError, RecursionError) as e:
         raise StyleboostError(f'The recipe {path} cannot be read ({first_line(e)}); '
                               'give the recipe.json of a run, or a .toml file.') from e
-    known = dict(dict.fromkeys(_BESIDE), seed=0, class_prompt=class_prompt, prior_weight=prior_weight)
+    known = dict(dict.fromkeys(_BESIDE), seed=0, class_prompt=class_prompt, prior_weight=weights)
     lines = [*beside, *d] if path is not None and Path(path).suffix.lower()=='.toml' else []
     return SimpleNamespace(**{**known, **beside}, style_prompt=style_prompt, lines=lines, **_fields_of(d, path))
 
@@ -295,23 +301,31 @@ def _on_the_way(out, wanted):
         with look() as model: _samples_of(run, wanted, model, run.folder/f'samples-{step:06d}')
     return preview
 
-# %% ../nbs/91_cli.ipynb #a72ad061
-def _say_bindings(recipe, prior):
+# %% ../nbs/91_cli.ipynb #6297afa0
+def _say_bindings(recipe):
     "What is bound to what, before anything is trained."
     for b in recipe.bindings:
-        ordered = b.role=='prior' and prior=='generated'
-        count, what = (b.images.n, 'generated') if ordered else (len(b.images), b.images.name)
-        say(f'{b.role}: {count} pictures, {what}, "{b.prompt}", weight {b.weight:g}')
+        chosen = isinstance(b.images, ImageSet)
+        count, what = (len(b.images), b.images.name) if chosen else (b.images.n, 'generated')
+        held = ', held to what the base predicts' if b.held else ''
+        say(f'{b.role}: {count} pictures, {what}, "{b.prompt}", weight {b.weight:g}{held}')
+    if recipe.anchor is not None: say(f'anchor: weights are pulled to where they began, {recipe.anchor:g}')
 
-# %% ../nbs/91_cli.ipynb #f9575a93
-def _with_prior(plain, prior, n, prompt, weight, saved, seed):
-    "The recipe with the prior that a word stands for."
-    from styleboost.training.priors import prior_images
-    from styleboost.training.recipes import with_prior
-    prompt = prompt or saved.class_prompt
-    weight = saved.prior_weight if weight is None else weight
-    images = prior_images(prior, n, prompt, seed, plain.bindings[0].images)
-    return with_prior(plain, images, prompt, weight, prior if prior in ('none','generated') else 'aux')
+# %% ../nbs/91_cli.ipynb #c2a0d6bf
+def _prior_name(words):
+    "What a recipe with priors is called."
+    kinds = [w.partition(':')[0] for w in words]
+    known = 'none', 'generated', 'hold', 'anchor'
+    return '+'.join(dict.fromkeys(k if k in known else 'aux' for k in kinds))
+
+def _with_priors(plain, words, n, prompt, weights, saved, seed):
+    "The recipe with the priors that words stand for; a file's weights are those of as many priors, or the first one's."
+    from styleboost.training.priors import apart, prior_images, with_words
+    words, prompt = [w for word in words for w in apart(word)], prompt or saved.class_prompt
+    kept = saved.prior_weight
+    weights = weights or (kept if len(kept)==len(words) else kept[:1])
+    def find(word): return prior_images(word, n, prompt, seed, plain.bindings[0].images)
+    return with_words(plain, words, find, prompt, weights, _prior_name(words))
 
 def _train(recipe, out, seed, snapshots, wanted, latents, **more):
     "Carries the recipe out."
@@ -339,22 +353,23 @@ def _either(saved, **said):
             raise typer.BadParameter(f'a training needs {what}: give --{k}, or a .toml file with a line for {k}')
     return found.values()
 
-# %% ../nbs/91_cli.ipynb #3a4c47d2
+# %% ../nbs/91_cli.ipynb #4b1d9da0
 @app.command()
 @takes(*OPTIONS)
 def train(
     out:Annotated[Path, typer.Option(help='Folder for the run.')],
     ref:Annotated[Optional[Path], typer.Option(help=_REF)]=None,
-    prior:Annotated[Optional[str], typer.Option('--prior', '--aux', help='The second binding: a folder with auxiliary '
-                    'images, world:NAME, suggest: before one of these, generated, or none.')]=None,
+    prior:Annotated[Optional[list[str]], typer.Option('--prior', '--aux', help='The second binding: a folder, '
+        'world:NAME, suggest: before these, generated, none; held to the base: hold:class, hold:blank, hold:DIR. '
+        'May be given several times.')]=None,
     recipe:RecipeFile=None,
     preset:Preset=None,
     settings:Settings=None,
     aux_count:AuxCount=None,
     class_prompt:Annotated[Optional[str], typer.Option(
         help='Prompt of the prior; "a photo of style" unless given.')]=None,
-    prior_weight:Annotated[Optional[float], typer.Option(
-        help='Weight of the prior in the loss; 1 unless given.')]=None,
+    prior_weight:Annotated[Optional[list[float]], typer.Option(
+        help='Weight of the prior in the loss; 1 unless given. Of all priors, or given once for each.')]=None,
     seed:Annotated[Optional[int], typer.Option(help='Of data order, crops and noise; 0 unless given.')]=None,
     memory:Memory=None,
     latents:Annotated[Optional[Path], typer.Option(help='A folder that keeps latents for other runs.')]=None,
@@ -371,24 +386,25 @@ def train(
     ref, prior, seed, preset, aux_count, memory, snapshots = _either(
         saved, ref=ref, prior=prior, seed=seed, preset=preset, aux_count=aux_count, memory=memory, snapshots=snapshots)
     plain = _plain(ImageSet.from_folder(ref), preset, saved, said, texts)
-    full = _with_prior(plain, prior, aux_count, class_prompt, prior_weight, saved, seed)
+    full = _with_priors(plain, prior, aux_count, class_prompt, prior_weight, saved, seed)
     # Of several processes only the first speaks.
     first = os.environ.get('RANK', '0')=='0'
-    if first: _say_bindings(full, prior)
+    if first: _say_bindings(full)
     run = _train(full, out, seed, snapshots, wanted, latents, resume=resume, memory=memory, trackers=tracker or (),
                  device=device)
     if not first: return
     if wanted.last: _samples_of(run, wanted, run, run.folder/'samples', device=device, progress=True)
     say(f'The run is {run.folder}; draw with: styleboost sample {run.folder} --prompt "woman farmer" --out pictures')
 
-# %% ../nbs/91_cli.ipynb #a12abb9f
+# %% ../nbs/91_cli.ipynb #d4870442
 @app.command()
 @takes('base', 'method', 'rank', 'targets', 'text_encoder', 'resolution', 'batch', 'precision', 'checkpointing',
        'optimizer', 'fused_backward', 'weights', 'accumulate')
 def plan(
     memory:Memory=None,
     prior:Annotated[str, typer.Option(
-        help='The second binding: aux, for chosen pictures, generated, or none.')]='aux',
+        help='The second binding: aux, for chosen pictures, generated, none, hold:class, hold:blank, or hold:aux.'
+        )]='aux',
     settings:Settings=None,
     processes:Annotated[int, typer.Option(help='How many GPUs share a step; the memory is each one\'s.')]=1,
     device:Annotated[str, typer.Option(help='Where it would train: cuda, mps or cpu. A GPU that is not at hand is '
@@ -397,29 +413,39 @@ def plan(
 ):
     "Say what training will hold in memory, without reading any weights."
     from styleboost.training.plan import plan
-    from styleboost.training.recipes import Generated, with_prior
+    from styleboost.training.priors import with_words
+    from styleboost.training.recipes import Generated
     kinds = dict(aux=pool('people'), generated=Generated(style_prompt(token='')), none=None)
-    if prior not in kinds: raise typer.BadParameter(f'{prior!r} is no kind of prior; choose {", ".join(kinds)}')
+    words = [*kinds, 'hold:class', 'hold:blank', 'hold:aux']
+    if prior not in words: raise typer.BadParameter(f'{prior!r} is no kind of prior; choose {", ".join(words)}')
     said, texts = _settings(settings, said)
-    recipe = with_prior(_plain(style_ref(), None, _saved(None), said, texts), kinds[prior])
+    recipe = with_words(_plain(style_ref(), None, _saved(None), said, texts), [prior], kinds.get)
     bf16 = False if recipe.precision=='fp16' else None
     say(str(plan(recipe.base, recipe, device, memory, bf16, processes)))
 
-# %% ../nbs/91_cli.ipynb #bf5714bc
-def _model(name, at=None, device=None, lora=None, strength=1.):
-    "A run, as it was at some step and at a strength if you say so; or a base, with a LoRA."
+# %% ../nbs/91_cli.ipynb #60f2b667
+Ema = Annotated[Optional[float], typer.Option(
+    help='Of a run that kept averages: take the one of this width, as a share of the training.')]
+
+def _opened(run, ema): return run if ema is None else run.averaged(ema)
+
+def _model(name, at=None, device=None, lora=None, strength=1., ema=None):
+    "A run, as it was at some step, averaged or at a strength if you say so; or a base, with a LoRA."
     from styleboost.bases.load import load_base
     from styleboost.methods.lora_files import with_lora
     from styleboost.training.runs import Run
     if (Path(name)/'recipe.json').exists():
         if lora: raise StyleboostError(f'--lora goes with a base, and {name} is a run; give the base and the file.')
-        return Run(name, at, strength)
-    if at is not None: raise StyleboostError(f'--at goes with a run, and {name} is none: it has no recipe.json.')
+        return _opened(Run(name, at, strength), ema)
+    for option,value in (('--at',at), ('--ema',ema)):
+        if value is None: continue
+        raise StyleboostError(f'{option} goes with a run, and {name} is none: it has no recipe.json.')
     if lora: return with_lora(load_base(name, device), lora, strength)
     if strength!=1: raise StyleboostError(
         f'--strength goes with a run or with --lora, and {name} is a base alone; leave it out.')
     return load_base(name, device)
 
+# %% ../nbs/91_cli.ipynb #1e7e50ac
 def _size(text):
     "Height and width, from text."
     found = re.fullmatch(r'(\d+)(?:x(\d+))?', text or '')
@@ -447,7 +473,7 @@ def _check_sample(prompt, prompts, n, out, grid):
     if sheet.exists(): raise StyleboostError(f'{sheet} is already there; choose another folder than {out}.')
     return writable(sheet)
 
-# %% ../nbs/91_cli.ipynb #f45dfad8
+# %% ../nbs/91_cli.ipynb #01697b21
 @app.command()
 @takes('device')
 def sample(
@@ -465,6 +491,7 @@ def sample(
     negative:Annotated[Optional[str], typer.Option(help='What to steer away from.')]=None,
     at:Annotated[Optional[int], typer.Option(
         help='Of a run that kept snapshots: draw as it was at this step.')]=None,
+    ema:Ema=None,
     lora:Annotated[Optional[Path], typer.Option(
         help='A LoRA file for a base, of kohya, diffusers or peft; its own words go into the prompt.')]=None,
     strength:Strength=1.,
@@ -479,7 +506,7 @@ def sample(
     sheet = _check_sample(prompt, prompts, n, out, grid)
     shape, device = size and _size(size), said.get('device')
     asked = [p for p in (read_prompts(prompts) if prompts else [Prompt(prompt)]) for _ in range(n)]
-    texts, drawing = [p.text for p in asked], _model(model, at, device, lora, strength)
+    texts, drawing = [p.text for p in asked], _model(model, at, device, lora, strength, ema)
     ims = sample(drawing, texts, seed, steps, guidance, scheduler, negative, size=shape, device=device, raw=literal,
                  progress=True)
     drawn(ims, asked, seed).save(out)
@@ -488,7 +515,7 @@ def sample(
     with whole(sheet) as part: _grid(ims, asked, n, seed).save(part)
     say(f'They are all in {sheet}')
 
-# %% ../nbs/91_cli.ipynb #721348fe
+# %% ../nbs/91_cli.ipynb #9e699d6b
 @app.command()
 def export(
     run:Annotated[Path, typer.Argument(help='A finished run.')],
@@ -498,6 +525,7 @@ def export(
         help='The layout: diffusers, single-file, lora, kohya, embedding, embeddings, controlnet.')]='diffusers',
     at:Annotated[Optional[int], typer.Option(help='Of a run that kept snapshots, such as those of a study: what it had '
                  'learnt by this step.')]=None,
+    ema:Ema=None,
     strength:Strength=1.,
     half:Annotated[bool, typer.Option('--half', help='In half precision, as most shared files are.')]=False,
     pictures:Annotated[bool, typer.Option(help='Show the training pictures and samples on the model card.')]=True,
@@ -507,7 +535,7 @@ def export(
     "Write a tuned model, with its card, for other programs."
     from styleboost.exporting.export import export, push as to_hub
     from styleboost.training.runs import Run
-    say(f'The model is {export(Run(run, at, strength), out, to, half, pictures)}')
+    say(f'The model is {export(_opened(Run(run, at, strength), ema), out, to, half, pictures)}')
     if push: say(f'It is on the hub: {to_hub(out, push)}')
 
 # %% ../nbs/91_cli.ipynb #4a328dae
@@ -741,10 +769,11 @@ def _study(about, arms, out, seeds, steps, base, drawing, ray, gpus):
         raise StyleboostError(f'{len(study.failed)} of {len(study.cells)} cells failed, the first because: '
                               f'{next(iter(study.failed.values()))}')
 
-# %% ../nbs/91_cli.ipynb #17ef4bcb
+# %% ../nbs/91_cli.ipynb #f154a3b5
 Priors = Annotated[Optional[list[str]], typer.Option(
-    '--prior', '--aux', help='An arm: a folder, world:NAME, generated, generated:PROMPT, none, or suggest: and a '
-    'folder or world:NAME; may be given several times, and named as in NAME=DIR.')]
+    '--prior', '--aux', help='An arm: a folder, world:NAME, generated, generated:PROMPT, none, suggest: or hold: '
+    'before pictures, hold:class, hold:blank, anchor:NUMBER, or several with + between; may be given several times, '
+    'and named as in NAME=DIR.')]
 Arms = Annotated[Optional[list[str]], typer.Option(
     '--arm', help='The same, and what needs no training: run:DIR, lora:FILE or base:NAME. Settings follow after '
     'semicolons, as in "lora:FILE; strength=0.8; token=WORD" or "none; method=lora; rank=8".')]

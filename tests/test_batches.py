@@ -152,3 +152,12 @@ def test_a_damaged_file_of_latents_is_named(base, quick, picture, tmp_path, refu
     keep_views(base, Binding(ImageSet([picture('a')]), 'x'), quick(resolution=64), keep=tmp_path)
     f, = tmp_path.iterdir(); f.write_bytes(b'half')
     with refused(f): keep_views(base, Binding(ImageSet([picture('a')]), 'x'), quick(resolution=64), keep=tmp_path)
+
+# which levels of noise
+
+def test_a_run_sees_the_levels_that_its_recipe_asks_for(base, quick):
+    levels = lambda **kw: torch.cat([b(s).t for b in [Batches(base, quick(batch=4, resolution=64, **kw), 3, 'cpu')] for s in range(8)])
+    known = base.process.schedule.alphas_cumprod.double()
+    log_snr = lambda t: (known[t]/(1-known[t])).log()
+    narrow, friendly, plain = log_snr(levels(log_snr=2., log_snr_std=.1)), log_snr(levels(log_snr=-6.)), log_snr(levels())
+    assert ((narrow-2).abs()<.5).all() and friendly.mean()<plain.mean()-1 and friendly.min()>=log_snr(torch.tensor(len(known)-1))

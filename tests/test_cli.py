@@ -31,14 +31,14 @@ OPTIONS = dict(
           '--accumulate --buckets --latents --snapshots --checkpoint --seed --tracker --resume --sample-prompts '
           '--sample-every --no-samples --device',
     sample='--out --prompt --prompts --n --seed --steps --guidance --scheduler --negative --at --size --grid --lora '
-           '--strength --literal --device',
+           '--strength --ema --literal --device',
     plan='--base --memory --method --rank --targets --text-encoder --no-text-encoder --prior --set --resolution '
          '--batch --precision --checkpointing --optimizer --fused-backward --weights --accumulate --processes --device',
     score='--reference --prompts --ref --untouched --drift --encoder --out',
     suggest='--ref --pool --out --k --people --near --general --itself --encoder',
     compare='--out --prior --aux --arm --style --ref --reference --prompts --validation --base --seeds --steps --method '
             '--recipe --set --aux-count --sampler --scheduler --strengths --drift --encoder --ray --gpus --device',
-    export='--out --to --at --strength --half --pictures --no-pictures --push',
+    export='--out --to --at --strength --ema --half --pictures --no-pictures --push',
     env='')
 
 def in_process(*args, encoding='utf-8'):
@@ -198,6 +198,21 @@ def test_prior_has_another_name(here, tmp_path):
                           '--out', tmp_path/name)
         assert done.code==0, done.err
     assert Run(tmp_path/'prior').recipe==Run(tmp_path/'aux').recipe
+
+def test_priors_are_given_together_held_or_not_and_an_average_is_drawn(here, tmp_path):
+    call = ['train', '--ref', here/'ref', '--recipe', here/'cheap.json', '--prior', here/'aux', '--prior', 'hold:class+hold:blank', '--set', 'ema=.2', '--set', 'anchor=2', '--lr', 1e-2]
+    done = in_process(*call, '--prior-weight', 1, '--prior-weight', .5, '--prior-weight', .25, '--out', tmp_path/'run')
+    assert done.code==0, done.err
+    r = Run(tmp_path/'run').recipe
+    assert [(b['prompt'], b['weight'], b.get('toward')) for b in r['bindings'][1:]]==[('a photo of style',1.,None), ('a photo of style',.5,'base'), ('',.25,'base')]
+    assert (r['name'], r['anchor'], r['ema'])==('aux+hold', 2., .2) and done.out.count('held to what the base predicts')==2 and 'pulled to where they began' in done.out
+    again = in_process(*[tmp_path/'run'/'recipe.json' if a==here/'cheap.json' else a for a in call], '--out', tmp_path/'again')
+    assert again.code==0 and [b['weight'] for b in Run(tmp_path/'again').recipe['bindings']]==[1.,1.,.5,.25], again.err
+    for i,ema in enumerate((.2, .1)): assert in_process('sample', tmp_path/'run', '--ema', ema, '--prompt', 'a dog', '--steps', 2, '--out', tmp_path/str(i)).code==0
+    assert len({ImageSet.from_folder(tmp_path/n)[0].sha for n in '01'})==2
+    refusal(in_process('sample', 'tiny', '--ema', .1, '--prompt', 'a dog', '--out', tmp_path/'x'), '--ema goes with a run')
+    refusal(in_process(*call, '--prior', 'none', '--out', tmp_path/'x'), 'none stands beside')
+    assert not (tmp_path/'x').exists()
 
 def test_train_says_what_it_binds_and_leaves_a_run(trained):
     run = Run(trained.folder)

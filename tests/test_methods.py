@@ -2,12 +2,13 @@
 import hashlib, re
 from dataclasses import replace
 
-import pytest, torch
+import numpy as np, pytest, torch
 from safetensors.torch import load_file
 
 from styleboost.bases.load import blank, load_base
 from styleboost.bases.sampling import sample
 from styleboost.bases.stable_diffusion import Unet
+from styleboost.exporting.export import export
 from styleboost.methods.adapters import ADAPTERS, Scaled
 from styleboost.methods.load import METHODS, make_method
 from styleboost.methods.method import attached, restore, state, trained, trained_modules
@@ -202,3 +203,19 @@ def test_the_given_base_is_not_touched_by_an_adapter(base, quick, tmp_path):
     now = lambda: {k: digests(m.state_dict()) for k,m in base.learning.items()}
     before = now(); train(quick(method='lora'), tmp_path/'run', base=base, progress=False, device='cpu')
     assert now()==before and not any(p.requires_grad for p in base.net.parameters())
+
+# ranks by noise level
+
+def test_tlora_resumes_draws_what_it_learnt_and_is_no_file_for_others(base, quick, tmp_path, refused):
+    r = quick(method='tlora', rank=4, min_rank=0, steps=4, checkpoint=2, lr=1e-2)
+    run = train(r, tmp_path/'run', 3, base, progress=False, device='cpu')
+    b, lora = run.model(), attached(base, method('lora', rank=4, text_encoder=False))
+    restore(lora, state(b))
+    at = lambda m, t: m.net(torch.zeros(1,8,16,16), torch.tensor([t]), m.reader(['a dog']))
+    with torch.no_grad():
+        assert torch.equal(at(b, 999), at(base, 999)) and torch.equal(at(b, 0), at(lora, 0)) and not torch.equal(at(b, 0), at(base, 0))
+    assert np.array_equal(drawn(run), drawn(Run(run.folder))) and not np.array_equal(drawn(run), drawn(lora))
+    for to in ('diffusers','lora','kohya'):
+        with refused('tlora'): export(run, tmp_path/to, to)
+
+def drawn(m): return np.asarray(sample(m, 'a photo of zwx style, a dog', 3, steps=2, raw=True, device='cpu')[0], int)

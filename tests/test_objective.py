@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from diffusers.training_utils import compute_snr
 from hypothesis import given, strategies as st
 
-from styleboost.bases.processes import Gaussian, snr
+from styleboost.bases.processes import Gaussian, Masked, snr
 from styleboost.training.objective import binding_losses, total_loss
 
 KINDS = ['epsilon', 'v_prediction']
@@ -115,3 +115,25 @@ def test_a_weight_for_no_binding_is_refused():
 def test_a_base_that_predicts_something_else_is_refused(refused):
     z = torch.zeros(1,1,1,1)
     with refused('sample'): Gaussian(diffusers.DDPMScheduler(prediction_type='sample')).target(z, z, torch.tensor([1]))
+
+# which noise levels are seen
+
+@pytest.mark.parametrize('mean, spread', [(-6., 2.), (0., 1.)])
+def test_levels_are_those_of_a_truncated_normal_in_log_snr(mean, spread):
+    "Each level's share against the normal's mass in the cell around its log-SNR, over what lies within the schedule."
+    p = Gaussian(NOISE['epsilon']).around(mean, spread)
+    lam = snr(NOISE['epsilon'], torch.arange(1000)).double().log().tolist()
+    edges = [lam[0]]+[(a+b)/2 for a,b in zip(lam, lam[1:])]+[lam[-1]]
+    cdf = lambda v: .5*(1+math.erf((v-mean)/spread/2**.5))
+    want = torch.tensor([cdf(a)-cdf(b) for a,b in zip(edges, edges[1:])])
+    want, n = want/want.sum(), 200_000
+    got = torch.bincount(p.drawn(n, torch.Generator().manual_seed(0)), minlength=1000)/n
+    assert (got-want).abs().sum()<.08 and (got.cumsum(0)-want.cumsum(0)).abs().max()<.006
+
+def test_levels_are_as_they_were_unless_asked_for():
+    draw = lambda p: p.drawn(50, torch.Generator().manual_seed(4))
+    assert draw(Gaussian(NOISE['epsilon']))[:].tolist()==torch.randint(1000, (50,), generator=torch.Generator().manual_seed(4)).tolist()==draw(Gaussian(NOISE['epsilon']).around(-6.).around(None)).tolist()
+
+def test_a_level_that_a_base_has_not_is_refused(refused):
+    with refused('-30', 'between these'): Gaussian(NOISE['epsilon']).around(-30., 2.)
+    with refused('log_snr', 'tokens'): Masked(diffusers.AmusedScheduler(mask_token_id=1)).around(-6., 2.)

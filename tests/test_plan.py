@@ -111,3 +111,11 @@ def test_training_uses_what_the_plan_chose(base, quick, tmp_path, said):
     need = plan(base, r, 'cpu').peak/1e9
     run = train(r, tmp_path/'run', base=base, device='cpu', progress=False, memory=f'{need*.95}GB')
     assert run.done and run.recipe['fused_backward'] and run.recipe['grad_clip'] is None and any('at the peak' in m for m in said())
+
+def test_a_budget_leaves_what_a_recipe_is_about(quick):
+    "Prodigy stays Prodigy and steps together, an anchor keeps its weights in float32, masked ranks are never computed again over buckets."
+    from styleboost.training.plan import _choices
+    rows = lambda **kw: _choices(quick(batch=2, resolution=64, **kw), True, 1)
+    assert not any({'optimizer','fused_backward','weights'}&{*r} for r in rows(optimizer='prodigy')) and any(r.get('accumulate') for r in rows(optimizer='prodigy'))
+    assert any('weights' in r for r in rows()) and not any('weights' in r for r in rows(anchor=1.))
+    assert any(r['checkpointing'] for r in rows(method='tlora')) and not any(r['checkpointing'] for r in rows(method='tlora', buckets=True))

@@ -9,9 +9,9 @@ from PIL import Image
 from styleboost.training import priors
 from styleboost.methods.load import make_method
 from styleboost.pictures.images import ImageSet, Picture, png
-from styleboost.training.priors import cache_folder, generated, prior_images, prior_key, resolve
+from styleboost.training.priors import apart, cache_folder, generated, prior_images, prior_key, resolve, with_words
 from styleboost.judging.suggest import save_suggestion, suggest
-from styleboost.training.recipes import Generated, dreambooth, styleboost
+from styleboost.training.recipes import Generated, dreambooth, no_prior, styleboost
 from styleboost.pictures.world import pictures, pool, style_ref
 
 ORDER = Generated('a photo of style', 3, 7, 2)
@@ -153,6 +153,32 @@ def test_unless_asked_a_folder_is_used_whole_and_everything_else_gives_twenty(au
     assert len(prior_images(f'suggest:{folder}', ref=TAUGHT))==20
 
 def test_none_is_no_prior_whatever_the_count(): assert prior_images('none', 5) is None
+
+# words for priors
+
+HELD, AS_DATA = ('prior','base'), ('prior','pictures')
+
+@pytest.mark.parametrize('words, want, anchor', [
+    (['none'], [], None), (['hold:class'], [('a photo of style',*HELD)], None), (['hold:blank'], [('',*HELD)], None), (['hold:pics'], [('a photo of style',*HELD)], None),
+    (['aux:pics'], [('a photo of style',*AS_DATA)], None), (['hold:generated:a dog'], [('a dog',*HELD)], None), (['anchor:.5'], [], .5), (['none', 'anchor:2'], None, 'none'),
+    (['pics+hold:blank','anchor:1e3'], [('a photo of style',*AS_DATA), ('',*HELD)], 1e3), (['hold:none'], None, 'holds nothing'), (['anchor:x'], None, 'no number')], ids=str)
+def test_words_become_priors(ref, aux, refused, words, want, anchor):
+    def find(word): return aux if word in ('pics','aux:pics') else prior_images(word)
+    make = lambda: with_words(styleboost(ref, aux), words, find)
+    if want is None:
+        with refused(anchor): make()
+    else:
+        r = make()
+        assert [(b.prompt, b.role, b.toward) for b in r.bindings[1:]]==want and r.anchor==anchor and r.bindings[0]==no_prior(ref).bindings[0]
+
+def test_a_weight_each_or_one_for_all(ref, aux, refused):
+    weights = lambda w: [b.weight for b in with_words(no_prior(ref), ['a','hold:class'], lambda word: aux, weights=w).bindings[1:]]
+    assert (weights([.5]), weights([.5,2.]))==([.5,.5], [.5,2.])
+    with refused('2 priors have 3 weights'): weights([1.,1.,1.])
+
+def test_a_folder_may_have_a_plus_in_its_name(tmp_path):
+    (tmp_path/'a+b').mkdir()
+    assert apart(f'hold:{tmp_path}/a+b')==[f'hold:{tmp_path}/a+b'] and apart(f'{tmp_path}/a+hold:class')==[f'{tmp_path}/a','hold:class'] and apart('generated:1+1')==['generated:1+1']
 
 # suggestions
 

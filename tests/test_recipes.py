@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, strategies as st
 
 from styleboost.pictures.images import ImageSet, Picture
-from styleboost.training.recipes import Binding, Generated, Recipe, dreambooth, no_prior, styleboost, with_prior
+from styleboost.training.recipes import Binding, Generated, Recipe, dreambooth, hold, multi, no_prior, settled, styleboost, with_hold, with_prior
 from styleboost.pictures.prompts import read_prompts, style_prompt
 
 def flagged(*flags): return ImageSet([Picture(f'{i}.png', data=bytes([i]), people=p) for i,p in enumerate(flags)], 'mine')
@@ -38,8 +38,9 @@ def test_a_recipe_is_json_and_says_the_same_each_time(recipe, prior):
     assert r.diff(d)==[] and replace(r).hash==r.hash
 
 @pytest.mark.parametrize('change', [dict(steps=3), dict(lr=1e-5), dict(token='ukj'), dict(base='other'), dict(min_snr=5.), dict(pairing='fixed'),
+    dict(anchor=1.), dict(ema=.1), dict(log_snr=-6.), dict(optimizer='prodigy'),
     dict(method='lora'),
-    dict(bindings=(Binding(mixed, 'x', .9),)), dict(bindings=(Binding(mixed, 'y'),)), dict(bindings=(Binding(flagged(True), 'x'),))], ids=lambda c: next(iter(c)))
+    dict(bindings=(Binding(mixed, 'x'), Binding(mixed, 'x', 1., 'prior', 'base'))), dict(bindings=(Binding(mixed, 'x', .9),)), dict(bindings=(Binding(mixed, 'y'),)), dict(bindings=(Binding(flagged(True), 'x'),))], ids=lambda c: next(iter(c)))
 def test_whatever_changes_the_run_changes_the_hash_and_is_named(change):
     r = Recipe('r', (Binding(mixed, 'x'),))
     other = replace(r, **change)
@@ -95,6 +96,41 @@ def test_the_three_arms_differ_in_the_prior_alone(ref, aux):
     assert len({r.bindings[0] for r in arms})==1 and [len(r.bindings) for r in arms]==[1,2,2]
     assert arms[1].bindings[1].prompt==arms[2].bindings[1].prompt=='a photo of style'
     assert all([k for k,*_ in r.diff(arms[0].to_dict())]==['name','bindings'] for r in arms[1:])
+
+# held to the base
+
+def test_holding_is_a_binding_with_another_answer(ref, aux):
+    said = lambda r: [(b.images, b.prompt, b.weight, b.role, b.toward) for b in r.bindings[1:]]
+    assert said(hold(ref))==[(ref, 'a photo of style', 1., 'prior', 'base')] and said(hold(ref, prompt=''))==[(ref, '', 1., 'prior', 'base')]
+    assert said(hold(ref, aux, prior_weight=.5))==[(aux, 'a photo of style', .5, 'prior', 'base')]
+    both = with_hold(styleboost(ref, aux), weight=2., more=True)
+    assert said(both)==said(styleboost(ref, aux))+[(ref, 'a photo of style', 2., 'prior', 'base')] and said(with_hold(both))==said(hold(ref))
+    two = with_hold(multi(flagged(True), flagged(False), aux))           # each style's own latents
+    assert [(b.role, b.held) for b in two.bindings]==[('style',False)]*2+[('prior',True)]*2 and [b.images for b in two.bindings[:2]]==[b.images for b in two.bindings[2:]]
+
+def test_a_binding_that_is_not_held_says_nothing_of_it(ref, aux):
+    "So runs and hashes of before are those of now."
+    assert [set(b) for b in styleboost(ref, aux).to_dict()['bindings']]==[{'images','prompt','weight','role'}]*2
+    assert hold(ref).to_dict()['bindings'][1]['toward']=='base'
+
+@pytest.mark.parametrize('kw, words', [(dict(toward='noise'), "'noise'"), (dict(toward='base', role='style'), 'learns nothing')], ids=str)
+def test_a_binding_held_to_nothing_is_refused(ref, refused, kw, words):
+    with refused(words): Binding(ref, 'x', **dict(dict(role='prior'), **kw))
+
+def test_the_word_that_is_to_change_is_not_held(ref, refused):
+    with refused('a photo of zwx style', 'asks for zwx'): hold(ref, prompt='a photo of zwx style')
+    assert hold(ref, prompt='a photo of zwxy style')
+
+@pytest.mark.parametrize('kw, words', [
+    (dict(ema=.3), 'at most 0.28'), (dict(ema=0.), 'at least'), (dict(anchor=-1.), 'at least'), (dict(anchor=float('inf')), 'finite'), (dict(log_snr=float('nan')), 'finite'),
+    (dict(log_snr_std=2.), 'goes with a log_snr'), (dict(anchor=1., weights='bfloat16', precision='bf16'), 'bfloat16'), (dict(optimizer='prodigy', ema=.1), 'averages them itself'),
+    (dict(optimizer='prodigy', anchor=1.), 'anchor'), (dict(optimizer='prodigy', fused_backward=True, grad_clip=None), 'fused backward'),
+    (dict(method='tlora', buckets=True, checkpointing=True), 'tlora')], ids=str)
+def test_recipes_of_2026_that_make_no_sense_are_refused(ref, refused, kw, words):
+    with refused(words): no_prior(ref, **kw)
+
+def test_prodigy_is_given_a_factor_for_its_rate(ref, base):
+    assert [settled(no_prior(ref, method='lora', **kw), base).lr for kw in (dict(optimizer='prodigy'), dict(optimizer='prodigy', lr=.5), {})]==[1., .5, 1e-3]
 
 # composition
 

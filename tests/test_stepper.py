@@ -129,3 +129,39 @@ def test_a_group_has_its_own_share_of_the_learning_rate_and_its_own_decay(kw):
         s.rate(5e-3); s.backward(ours(x).square().mean()); s.step()
         plain.zero_grad(); theirs(x).square().mean().backward(); plain.step()
     for p,q in zip(ours.parameters(), theirs.parameters()): torch.testing.assert_close(p, q)
+
+# Prodigy, schedule-free
+
+def test_without_its_package_prodigy_says_what_to_install(refused, monkeypatch):
+    monkeypatch.setitem(sys.modules, 'prodigyplus', None)
+    with refused('pip install prodigy-plus-schedule-free', 'adamw'): Stepper(one_group(small().parameters()), Recipe('toy', (), lr=1., optimizer='prodigy'), 'cpu')
+
+def prodigious(steps, was=None):
+    "A small net trained by Prodigy; the net, its stepper and its losses."
+    net, r = small(), Recipe('toy', (), lr=1., optimizer='prodigy', grad_clip=None, weight_decay=0.)
+    s, losses = Stepper(one_group(net.parameters()), r, 'cpu'), []
+    if was: net.load_state_dict(was[0].state_dict()); s.load(was[1])
+    x = torch.randn(64,8, generator=torch.Generator().manual_seed(3)); y = x.sin().sum(1, keepdim=True)
+    for _ in range(steps):
+        s.rate(1.)
+        loss = F.mse_loss(net(x), y); losses.append(loss.item())
+        s.backward(loss); s.step()
+    return net, s, losses
+
+def test_prodigy_finds_a_rate_that_learns_and_says_it_in_a_checkpoint(tmp_path):
+    pytest.importorskip('prodigyplus')
+    net, s, losses = prodigious(200)
+    d = s.tensors()['group.0.d'].item()
+    assert d>1e-4 and losses[-1]<.2*losses[0]                         # it began at a millionth
+    save_file(s.tensors(), tmp_path/'o.safetensors')
+    first = prodigious(100)
+    save_file(first[1].tensors(), tmp_path/'half.safetensors')
+    second = prodigious(100, (first[0], load_file(tmp_path/'half.safetensors')))
+    assert same(net, second[0]) and all(torch.equal(v, second[1].tensors()[k]) for k,v in s.tensors().items())
+
+def test_what_is_kept_of_prodigy_is_the_librarys_own_average():
+    pytest.importorskip('prodigyplus')
+    net, s, _ = prodigious(50)
+    x, y = s.averaged(), [p.detach().clone() for p in net.parameters()]
+    s.optimizers[0].eval()                                            # which turns the weights into it, in place
+    assert all(torch.equal(a, p.detach()) for a,p in zip(x, net.parameters())) and not torch.equal(x[0], y[0])

@@ -37,7 +37,7 @@ class Condition(dict):
         "The rows of several conditions, one after the other."
         return cls({k:torch.cat([p[k] for p in parts]) for k in parts[0]})
 
-# %% ../../nbs/bases/00_base.ipynb #83dd44fd
+# %% ../../nbs/bases/00_base.ipynb #b768e207
 class Codec(Protocol):
     "Pictures <-> what the net works on: latents, pixels, token ids."
     downscale:int                        # pixels to one place of x, in each direction
@@ -61,7 +61,9 @@ class Process(Protocol):
     def corrupt(self, xs, g)->tuple:
         "n clean x -> n spoilt ones, t (n,) on the processor, n answers y, by the random numbers of g."
     def losses(self, pred, y, t)->torch.Tensor: "(n,)."
+    def toward(self, pred, y)->torch.Tensor: "A prediction as an answer that another is held to, in place of y."
     def weighing(self, min_snr)->'Process': "The same with min-SNR weights, or a refusal."
+    def around(self, mean, spread)->'Process': "The same with levels drawn around a log-SNR, or a refusal."
     def start(self, shape, g)->torch.Tensor: "Where drawing begins, one x."
     def sampler(self, name, steps): "The way back: see `styleboost.bases.processes`."
 

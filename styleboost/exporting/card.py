@@ -115,12 +115,12 @@ def _use(run, model, to, file):
         place += f'\n\nIn this model\'s tokenizer the style is spelled `{spelled}`.'
     return f'\n{code}\n' + (f'\n{place}\n' if place else '')
 
-# %% ../../nbs/exporting/00_card.ipynb #7b4b6a74
+# %% ../../nbs/exporting/00_card.ipynb #78f3adc9
 def _binding(b):
     "A line on a binding."
     images = b['images']
     return (f'* {b["role"]}: {len(images["files"])} pictures ({images["name"]}, hash `{images["hash"]}`), '
-        f'called "{b["prompt"]}", weight {b["weight"]:g}')
+        f'called "{b["prompt"]}", weight {b["weight"]:g}'+(', held to the base' if b.get('toward')=='base' else ''))
 
 def _recipe(run):
     "What was bound to which words, and every setting."
@@ -131,8 +131,10 @@ def _recipe(run):
     versions = ', '.join(f'{k} {v}' for k,v in run.info['versions'].items())
     steps = ' of '.join(str(s) for s in (run.step, r['steps']) if s)
     part = '' if run.strength==1 else f' drawn at a strength of {run.strength:g}, which is baked in,'
+    width = run.width or r.get('ema')
+    averaged = f', averaged over a width of {width:g}' if width else ''
     return (f'## Recipe\n\n{said}\n\n'
-        f'Method {run.method.name},{part} {steps} steps, batch {r["batch"]} of each binding, '
+        f'Method {run.method.name},{part} {steps} steps{averaged}, batch {r["batch"]} of each binding, '
         f'learning rate {r["lr"]:g}, {r["resolution"]} pixels, seed {run.seed}; '
         f'recipe hash `{run.info["recipe_hash"]}`.\n\n'
         f'<details><summary>All settings</summary>\n\n```json\n{settings}\n```\n\n{versions}\n\n</details>\n\n')

@@ -57,14 +57,15 @@ def _tensors(run, model, to):
     made = model.family.layouts[to]
     return made(merged(run)) if made else None
 
-# %% ../../nbs/exporting/01_export.ipynb #6c992f0f
+# %% ../../nbs/exporting/01_export.ipynb #0d298a77
 SHOWN = ('woman farmer','man with glasses','house','dog')    # drawn for the card where a run has no samples
 
 def _samples(run):
     "What the card shows the model draw, with the words: the run's samples, or some drawn now."
     r, folder = run.recipe, run.folder/'samples'
     # a study keeps folders there
-    kept = run.step is None and run.strength==1 and folder.is_dir() and any(f.is_file() for f in folder.iterdir())
+    as_kept = run.step is None and run.width is None and run.strength==1
+    kept = as_kept and folder.is_dir() and any(f.is_file() for f in folder.iterdir())
     if kept:
         ims = ImageSet.from_folder(folder)[:16]
         return ims, ims.captions

@@ -65,12 +65,12 @@ def sizes_of(
     large = [one(f'large {s} {w}', partial(shown_larger, times=s, where=w), words, everywhere) for s,w,words in LARGE]
     return small+large
 
-# %% ../../nbs/methods/06_custom_diffusion.ipynb #dbf76a59
+# %% ../../nbs/methods/06_custom_diffusion.ipynb #bd3a98e3
 @dataclass(frozen=True, kw_only=True)
 class CustomDiffusion(TextualInversion):
     "Keys and values of the attention to the prompt, and a word (Kumari et al. 2023)."
     sizes:bool=True      # whether pictures are shown smaller and larger
-    name = 'custom_diffusion'
+    name, only_words = 'custom_diffusion', False
     layouts = {}
     def attach(self, base, seed=0):
         layers = [m for part in base.net.parts.values() for m in prompt_layers(part).values()]

@@ -11,7 +11,7 @@ from dataclasses import fields
 
 from ..core import StyleboostError
 
-# %% ../../nbs/methods/99_load.ipynb #7e3b0e12
+# %% ../../nbs/methods/99_load.ipynb #41267a9f
 _adapters = dict(lora='Lora', dora='Dora', rslora='RsLora', loha='Loha', lokr='Lokr', hira='Hira', oft='Oft',
     boft='Boft', hra='Hra', miss='Miss', gralora='Gralora')
 METHODS = dict(
@@ -27,7 +27,8 @@ METHODS = dict(
     styledrop='styledrop:StyleDrop',
     specialist_reconstruction='specialist:Specialist',
     inst_port='inst:InST',
-    pivotal='pivotal:Pivotal')
+    pivotal='pivotal:Pivotal',
+    tlora='tlora:TLora')
 
 # %% ../../nbs/methods/99_load.ipynb #7e9185da
 def method_class(name:str):

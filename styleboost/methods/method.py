@@ -63,7 +63,7 @@ class Layout:
     warning:str=''          # what a person should know before using it
     beside:Callable=None    # (method, base) -> files by name, that go beside it: a text, or tensors by name
 
-# %% ../../nbs/methods/00_method.ipynb #8f2c049b
+# %% ../../nbs/methods/00_method.ipynb #2239131d
 @dataclass(frozen=True, kw_only=True)
 class Method:
     "What a paper changes; everything it leaves alone is inherited."
@@ -71,6 +71,8 @@ class Method:
     name = ''                   # in `styleboost.methods.load`
     wraps = False               # whether the base's layers stand inside others afterwards
     whole = False               # whether every weight of the net trains
+    only_words = False          # whether nothing learns but words, so that prompts without them stay as they were
+    levelled = False            # whether its layers remember the noise levels of the last forward pass
     layouts = {}                # export name -> `Layout`
     no_place = ()               # layouts of whole models that cannot hold what it learnt
     looks = False               # whether `losses` compare with the pictures: bytes (n,3,h,w) named `shown`
@@ -99,9 +101,6 @@ class Method:
     def terms(self, texts, negative, guidance)->list:
         "How the net is asked when drawing: `Term`s whose weights add up to one."
         return guided(texts, negative, guidance)
-    def negative(self, text)->str:
-        "What another program is told to steer away from, for a text that asks for the style."
-        return ''
 
 # %% ../../nbs/methods/00_method.ipynb #0a8bddfa
 @patch
@@ -128,12 +127,17 @@ def seen(self:Method, base)->tuple:
     "Names of the buffers that hold what it keeps of pictures: saved and restored with what trains."
     return ()
 
-# %% ../../nbs/methods/00_method.ipynb #80da8c23
+# %% ../../nbs/methods/00_method.ipynb #a2adb7fe
 @contextmanager
 def _refused(sentence):
     "A block that is never entered."
     raise StyleboostError(sentence)
     yield
+
+@patch
+def negative(self:Method, text)->str:
+    "What another program is told to steer away from, for a text that asks for the style."
+    return ''
 
 @patch
 def groups(self:Method, base)->list:
@@ -151,6 +155,11 @@ def through(self:Method, base)->dict:
 def plain(self:Method, base):
     "A block in which the base predicts as if nothing had been learnt."
     return _refused(f'What {self.name} learns cannot be switched off; choose an adapter.')
+
+@patch
+def products(self:Method, base)->list:
+    "(A, B, scale) of corrections that are a product of two factors, which mean nothing one by one."
+    return []
 
 @patch
 def merge(self:Method, base)->Base:

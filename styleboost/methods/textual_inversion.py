@@ -68,7 +68,7 @@ def tables(base)->dict:
     found = {k:e.get_input_embeddings() for k,e in base.reader.encoders.items()}
     return {k:t for k,t in found.items() if isinstance(t, NewRows)}
 
-# %% ../../nbs/methods/02_textual_inversion.ipynb #e75a9c5d
+# %% ../../nbs/methods/02_textual_inversion.ipynb #6e17c6cd
 @dataclass(frozen=True, kw_only=True)
 class TextualInversion(Method):
     "Rows of the vocabulary for the style's word (Gal et al. 2023, eq. 2)."
@@ -76,7 +76,7 @@ class TextualInversion(Method):
     init:str='style'     # the word that they begin as
     name = 'textual_inversion'
     travels = '.'
-    wraps = True
+    wraps, only_words = True, True
     no_place = ('single-file',)   # which has no tokenizer in it
     def __post_init__(self):
         if not (isinstance(self.vectors, int) and 1<=self.vectors<=16):

@@ -6,7 +6,7 @@
 __all__ = ['DRAW_STEPS', 'DRAW_SAMPLER', 'taken_apart', 'arm_name', 'arm_recipe', 'tell_counts', 'Bench', 'untouched_base', 'Arm',
            'Untouched', 'Artist', 'Trained']
 
-# %% ../../nbs/studies/01_arms.ipynb #ad44e504
+# %% ../../nbs/studies/01_arms.ipynb #7f34b917
 import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -27,11 +27,11 @@ from ..judging.drift import Elsewhere
 
 from ..training.runs import Run
 from ..training.loop import train
-from ..training.priors import AUX, pictures_of, prior_images
-from ..training.recipes import Generated, Recipe, no_prior, with_prior
+from ..training.priors import apart, pictures_of, prior_images, with_words
+from ..training.recipes import Recipe, no_prior
 from .style import Style
 
-# %% ../../nbs/studies/01_arms.ipynb #ebdfe746
+# %% ../../nbs/studies/01_arms.ipynb #2935fca0
 def taken_apart(
     word:str,  # for an arm
 )->tuple:      # what it stands for, and its settings as text
@@ -46,12 +46,16 @@ def arm_name(
     word:str,  # for a prior
 )->str:
     "What the arm of a word is called: `world:people` is `people`, a folder is its name."
-    bare = word.removeprefix('world:') if ':' in word else Path(word).name
-    return re.sub(r'[^\w.+-]+', '-', bare).strip('-.') or 'arm'
+    def bare(w):
+        head, _, rest = w.partition(':')
+        if not rest: return Path(w).name
+        return dict(hold=f'hold-{bare(rest)}', aux=bare(rest), world=rest).get(head, w)
+    joined = '+'.join(map(bare, apart(word)))
+    return re.sub(r'[^\w.+-]+', '-', joined).strip('-.') or 'arm'
 
 def _prior(word, ref, n, seed):
     "Pictures that a word stands for, or an order for them."
-    if word in ('none','generated') or word.startswith('suggest:'): return prior_images(word, n, seed=seed, ref=ref)
+    if re.match('none$|generated$|generated:|suggest:', word): return prior_images(word, n, seed=seed, ref=ref)
     if n is None: return prior_images(word, seed=seed)
     images = pictures_of(word)
     if len(images)<n: note(
@@ -68,11 +72,9 @@ def arm_recipe(
     "The recipe that a word for a prior stands for."
     word, own = taken_apart(word)
     if 'method' in own: kw = dict(kw, method=own.pop('method'))
-    plain, name = no_prior(ref, **kw), arm_name(word)
-    if own: plain = plain.set(own)
-    if not word.startswith('generated:'): return with_prior(plain, _prior(word, ref, n, seed), name=name)
-    prompt = word.removeprefix('generated:')
-    return with_prior(plain, Generated(prompt, AUX if n is None else n, seed), prompt, name=name)
+    plain = no_prior(ref, **kw)
+    def find(word): return _prior(word, ref, n, seed)
+    return with_words(plain.set(own) if own else plain, [word], find, name=arm_name(word))
 
 # %% ../../nbs/studies/01_arms.ipynb #2d0f899d
 def tell_counts(

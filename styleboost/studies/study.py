@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIRST', 'SECOND', 'differences', 'Study', 'weights_bytes']
 
-# %% ../../nbs/studies/06_study.ipynb #4d4568c3
+# %% ../../nbs/studies/06_study.ipynb #7d1c2270
 import hashlib, json, shutil
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -26,6 +26,7 @@ from ..judging.metrics import METRICS, without
 
 from ..training.trainer import check
 from ..training.runs import versions
+from ..training.batches import followed
 from ..training.priors import resolve
 from ..training.recipes import Generated, Recipe, differ, settled
 from .style import Style, embedded
@@ -245,13 +246,14 @@ def refuse(self:Study):
         if self.bench.elsewhere and not s.of_base(base): note(
             f'The arm {arm} stands on another base than the study, so it has no drift.')
 
-# %% ../../nbs/studies/06_study.ipynb #ad1604ce
+# %% ../../nbs/studies/06_study.ipynb #eb7d39ce
 def weights_bytes(
     recipe:Recipe,
     base:Base,      # that it trains
 )->int:
     "Bytes of what one checkpoint keeps: what trains, counted on the base's bones."
     numbers = sum(p.numel() for p in trained(on_bones(base, recipe.method)).values())
+    if recipe.ema is not None: return numbers*8           # two averages, in float32
     return numbers*(2 if recipe.weights=='bfloat16' else 4)
 
 @patch
@@ -264,17 +266,22 @@ def _note_room(self:Study, base):
     if need>free: note(f'{self.folder} will keep {need/1e9:.1f} GB of weights and its disk has {free/1e9:.1f} GB left; '
                        'ask for fewer checkpoints or seeds, train by lora, or choose another disk.')
 
-# %% ../../nbs/studies/06_study.ipynb #b92d4b8b
+# %% ../../nbs/studies/06_study.ipynb #ef43d472
 def _small(picture):
     "A copy of at most 256 pixels, to keep beside a study."
     im = picture.open()
     im.thumbnail((256,256))
     return replace(picture, name=Path(picture.name).name, path=None, data=png(im))
 
+def _shown_of_prior(recipe):
+    "Pictures of a recipe's priors; those of a second one get a number before their name."
+    own = [b for b,i in zip(recipe.bindings, followed(recipe.bindings)) if b.role=='prior' and b is recipe.bindings[i]]
+    return [replace(p, name=f'{k}-{Path(p.name).name}') if k else p for k,b in enumerate(own) for p in b.images[:40]]
+
 @patch
 def _keep_sets(self:Study, recipes):
     "Keeps small copies of StyleRef, of each arm's prior, and of the artist's pictures of what the prompts ask for."
-    sets = {f'prior-{a}': b.images[:40] for a,r in recipes.items() for b in r.bindings if b.role=='prior'}
+    sets = {f'prior-{a}': _shown_of_prior(r) for a,r in recipes.items()}
     for split in ('validation','test'): sets[f'truth-{split}'] = [p.truth for p in self.style.prompts(split) if p.truth]
     sets['ref'] = self.style.ref
     (self.folder/'sets').mkdir(exist_ok=True)

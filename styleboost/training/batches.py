@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['bucket_sizes', 'size_of', 'plain_views', 'frame_of', 'Kept', 'opened_view', 'view_key', 'Waiting', 'keep_views',
-           'generator', 'places', 'Batch', 'Batches']
+           'generator', 'places', 'Batch', 'followed', 'Batches']
 
-# %% ../../nbs/training/02_batches.ipynb #6f1680ea
+# %% ../../nbs/training/02_batches.ipynb #17ebee92
 import hashlib, json
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from ..bases.base import Base, Condition, at_once, note_long
 from ..core import note, progress_bar, read_tensors, save_tensors
 from ..methods.method import Method, View
-from ..pictures.images import Picture, fit, is_small
+from ..pictures.images import ImageSet, Picture, fit, is_small
 from ..pictures.tensors import to_tensor
 from .recipes import Binding, Recipe
 
@@ -234,7 +234,7 @@ def places(
     length = batch if shapes else 0
     return [_epoch(n, length, seed, p//n, stream, shapes)[p%n] for p in range(step*batch, (step+1)*batch)]
 
-# %% ../../nbs/training/02_batches.ipynb #3173a67a
+# %% ../../nbs/training/02_batches.ipynb #15f65c85
 @dataclass
 class Batch:
     "What one step sees; rows are in the order of the bindings."
@@ -245,6 +245,7 @@ class Batch:
     sizes:list          # rows of each binding
     told:list           # what else the net is told, a `Condition` a row; one of all rows where they are stacked
     step:int=0          # of the run
+    held:list=()        # rows whose answer is what the base predicts
     def part(self, rows):
         "Some of the rows, of one shape, stacked."
         pick = rows if len(rows)<len(self.texts) else slice(None)     # one shape, the common case, copies nothing
@@ -253,9 +254,22 @@ class Batch:
         return Batch(xt, self.t[pick], y, [self.texts[i] for i in rows], [len(rows)], told, self.step)
     def shapes(self)->list:
         "Rows that have one shape, a list a shape."
-        return list(_by_shape(range(len(self.xt)), [x.shape for x in self.xt]).values())
+        return self.alike(range(len(self.xt)))
+    def alike(self, rows)->list:
+        "Some of the rows, those of one shape together."
+        return list(_by_shape(rows, [(x.shape, y.shape) for x,y in zip(self.xt, self.y)]).values())
 
-# %% ../../nbs/training/02_batches.ipynb #dca953e8
+# %% ../../nbs/training/02_batches.ipynb #e5d0906c
+def followed(
+    bindings:tuple,  # of `Binding`
+)->list:             # a place a binding
+    "Which binding each has its pictures from: a held one from the style that it shares them with, others from itself."
+    styles = {i:b.images for i,b in enumerate(bindings) if b.role=='style'}
+    def same(images, others): return images is others or isinstance(others, ImageSet) and images.hash==others.hash
+    def source(i, b): return next((j for j,images in styles.items() if b.held and same(images, b.images)), i)
+    return [source(i, b) for i,b in enumerate(bindings)]
+
+# %% ../../nbs/training/02_batches.ipynb #fd7b55b8
 class Batches:
     "What each step of a run sees."
     def __init__(self,
@@ -267,11 +281,14 @@ class Batches:
         progress:bool=False,
     ):
         self.base, self.recipe, self.seed, self.device = base, recipe, seed, device
-        self.kept = [keep_views(base, b, recipe, keep=keep, progress=progress) for b in recipe.bindings]
-        self.process = recipe.method.noise(base.process)
-        distinct = {id(k.x):k.x for k in self.views()}              # views of other words share what is kept
+        self.process = recipe.method.noise(base.process.around(recipe.log_snr, recipe.log_snr_std or 2.))
+        self.source = followed(recipe.bindings)
+        own = {i: keep_views(base, recipe.bindings[i], recipe, keep=keep, progress=progress) for i in set(self.source)}
+        self.kept = [own[i] for i in self.source]
+        views = {id(k):k for k in self.views()}.values()            # a held binding shares the style's
+        distinct = {id(k.x):k.x for k in views}                     # views of other words share what is kept
         moved = {i:x.to(device) for i,x in distinct.items()}
-        for k in self.views(): k.x = moved[id(k.x)]
+        for k in views: k.x = moved[id(k.x)]
         def shape(views): return tuple(views[0].x.shape)
         self.shapes = [tuple(map(shape, pictures)) for pictures in self.kept]
         self.prompts = [b.prompts() for b in recipe.bindings]
@@ -292,7 +309,7 @@ class Batches:
         b, i = row
         return self.recipe.method.spell(view.told(self.prompts[b][i]), t, row)
 
-# %% ../../nbs/training/02_batches.ipynb #25a6264d
+# %% ../../nbs/training/02_batches.ipynb #7c3e7ff0
 @patch
 def pictures(self:Batches, step)->list:
     "Places of the step's pictures, a list a binding."
@@ -301,7 +318,7 @@ def pictures(self:Batches, step)->list:
         both = places(max(counts), batch, self.seed, step, 0)
         return [[i%n for i in both] for n in counts]
     shapes = [s if len(set(s))>1 else None for s in self.shapes]
-    return [places(n, batch, self.seed, step, b, s) for b,(n,s) in enumerate(zip(counts, shapes))]
+    return [places(counts[b], batch, self.seed, step, b, shapes[b]) for b in self.source]
 
 @patch
 def rows(self:Batches, step)->list:
@@ -313,17 +330,28 @@ def files(self:Batches, step)->list:
     "Names of the step's pictures."
     return [self.recipe.bindings[b].images[i].name for b,i in self.rows(step)]
 
-# %% ../../nbs/training/02_batches.ipynb #b102d75d
+# %% ../../nbs/training/02_batches.ipynb #7023bbf2
+@patch
+def spoilt(self:Batches, step)->tuple:
+    "What the rows of a step see: views, spoilt x, levels, answers. A row that follows another sees what that one sees."
+    g, rows, batch = generator(self.seed, 10**6, step), self.rows(step), self.recipe.batch
+    seen = [self.source[b]*batch+k%batch for k,(b,_) in enumerate(rows)]
+    own = [k for k,at in enumerate(seen) if at==k]
+    def pick(views): return views[torch.randint(len(views), (1,), generator=g).item()]
+    views = [pick(self.kept[rows[k][0]][rows[k][1]]) for k in own]
+    xt, t, y = self.process.corrupt([self.base.codec.draw(v.x, g) for v in views], g)
+    place = {k:i for i,k in enumerate(own)}
+    at = [place[k] for k in seen]
+    return [views[i] for i in at], [xt[i] for i in at], t[at], [y[i] for i in at]
+
 @patch
 def __call__(self:Batches, step, part=0, parts=1)->Batch:
     "The batch of a step, or every `parts`-th row of each binding from `part` on."
-    g, rows, batch = generator(self.seed, 10**6, step), self.rows(step), self.recipe.batch
-    def pick(views): return views[torch.randint(len(views), (1,), generator=g).item()]
-    views = [pick(self.kept[b][i]) for b,i in rows]
-    xs = [self.base.codec.draw(v.x, g) for v in views]
-    xt, t, y = self.process.corrupt(xs, g)
+    rows, batch = self.rows(step), self.recipe.batch
+    views, xt, t, y = self.spoilt(step)
     texts = [self.text(row, v.view, level) for row,v,level in zip(rows, views, t.tolist())]
     mine = [k for k in range(len(rows)) if k%batch%parts==part]
     def of_mine(values): return [values[k] for k in mine]
+    held = [i for i,k in enumerate(mine) if self.recipe.bindings[rows[k][0]].held]
     return Batch(of_mine(xt), t[mine].to(self.device, non_blocking=True), of_mine(y), of_mine(texts),
-                 [batch//parts]*len(self.kept), [views[k].told for k in mine], step)
+                 [batch//parts]*len(self.kept), [views[k].told for k in mine], step, held)

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['ENDING', 'opened_run', 'between_steps', 'train']
 
-# %% ../../nbs/training/09_loop.ipynb #8e5fc04c
+# %% ../../nbs/training/09_loop.ipynb #cfdaa836
 import json, shutil, signal, threading, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
@@ -19,7 +19,7 @@ from ..bases.base import Base
 from ..bases.load import load_base
 from ..core import (StyleboostError, alone, clear_parts, first_line, new_folder, note,
     progress_bar, save_tensors, write_whole)
-from ..methods.method import state
+from ..methods.method import learnt, state
 from .plan import plan
 from .priors import resolve
 from .recipes import Generated, Recipe, check_seed, settled
@@ -106,7 +106,7 @@ def agree(self:Trainer, stop, stopped, asked)->tuple:
     votes = self.acc.gather(torch.tensor([[stop, stopped]], device=self.acc.device))
     return tuple(votes.any(0).tolist())
 
-# %% ../../nbs/training/09_loop.ipynb #29742420
+# %% ../../nbs/training/09_loop.ipynb #9c5c74ec
 @patch
 def follow(self:Trainer, run, snapshots, every, watch, preview, trackers, bar, interrupted)->bool:
     "Steps until the recipe is carried out; says whether it was."
@@ -132,8 +132,17 @@ def follow(self:Trainer, run, snapshots, every, watch, preview, trackers, bar, i
 def snap(self:Trainer, run):
     "Keeps what has been learnt by this step."
     self.check_weights()
-    if not self.acc.is_main_process: return
-    save_tensors(run.weights.with_name(f'step-{self.done:06d}.safetensors'), state(self.base))
+    if self.acc.is_main_process: self.save(run, f'step-{self.done:06d}.safetensors')
+
+@patch
+def save(self:Trainer, run, name):
+    "What the run keeps, in its folder of weights; the narrower average before it, where there is one."
+    folder = run.folder/'weights'
+    if self.averages:
+        narrow = dict(zip(map(id, self.stepper.params), self.averages.kept[1]))
+        named = {k:narrow.get(id(p), p) for k,p in learnt(self.base).items()}
+        save_tensors(folder/'narrow'/f'step-{self.done:06d}.safetensors', named)
+    with self.as_kept(): save_tensors(folder/name, state(self.base))
 
 # %% ../../nbs/training/09_loop.ipynb #678fda94
 def _planned(recipe, base, memory, acc):
@@ -152,12 +161,12 @@ def _with_pictures(recipe, base, cache, acc, progress):
     if orders: base.to('cpu', ('net','reader'))
     return recipe
 
-# %% ../../nbs/training/09_loop.ipynb #bcad12a9
+# %% ../../nbs/training/09_loop.ipynb #1801050c
 def _finish(trainer, run):
     "Keeps the weights; the checkpoint has done its work."
     trainer.check_weights()
     if trainer.acc.is_main_process:
-        save_tensors(run.weights, state(trainer.base))
+        trainer.save(run, run.weights.name)
         if (run.folder/'checkpoints').exists(): shutil.rmtree(run.folder/'checkpoints')
     trainer.acc.wait_for_everyone()
 

@@ -5,12 +5,13 @@
 # %% auto #0
 __all__ = ['binding_losses', 'total_loss', 'Remembered', 'Objective']
 
-# %% ../../nbs/training/03_objective.ipynb #9d50d4e9
+# %% ../../nbs/training/03_objective.ipynb #4a5ef093
 import torch
 from torch import nn
 
 from ..bases.base import Base
 from ..methods.method import trained_modules
+from .held import Beginning, aimed
 
 # %% ../../nbs/training/03_objective.ipynb #3b4d5066
 def binding_losses(
@@ -40,17 +41,21 @@ class Remembered:
         with torch.no_grad(): self.told = reader(self.texts)
     def __call__(self, texts): return self.told[[self.texts.index(t) for t in texts]]
 
-# %% ../../nbs/training/03_objective.ipynb #9eec47e9
+# %% ../../nbs/training/03_objective.ipynb #edd005e4
 class Objective(nn.Module):
     "The losses of a step, binding by binding."
-    def __init__(self, base:Base):
+    def __init__(self,
+        base:Base,
+        beginning:Beginning=None,  # see `styleboost.training.held`
+    ):
         super().__init__()
-        self.base = base
+        self.base, self.beginning = base, beginning
         self.trains = nn.ModuleDict(trained_modules(base))   # registered, so that a wrapper sees what trains
     def forward(self,
         batch,               # a `Batch`
     )->list:                 # a scalar a binding
         "Losses of a batch."
+        if batch.held: batch = aimed(self.base, batch, self.beginning)
         shapes = batch.shapes()
         losses = [self.base.method.losses(self.base, batch.part(rows)) for rows in shapes]
         each = torch.cat(losses)

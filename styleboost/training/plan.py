@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['LiveBytes', 'gigabytes', 'Plan', 'bytes_before', 'bytes_of_step', 'plan']
 
-# %% ../../nbs/training/08_plan.ipynb #afea12bb
+# %% ../../nbs/training/08_plan.ipynb #1d88c07a
 import importlib.util, weakref
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -20,10 +20,13 @@ from ..bases.load import skeleton
 from ..core import StyleboostError, progress_bar
 from ..methods.method import View, on_bones, trained, trained_modules
 from ..pictures.images import ImageSet
-from .batches import Batch
+from .averages import Averages
+from .batches import Batch, followed
+from .held import begun
 from .levers import DTYPES, best_precision, checkpoint_activations, in_half, norms_in_float
 from .objective import Objective, Remembered
 from .recipes import Generated, Recipe, settled
+from .stepper import moments_of
 from .trainer import Trainer, check_shared, reader_trains
 
 # %% ../../nbs/training/08_plan.ipynb #93818a80
@@ -62,7 +65,7 @@ def gigabytes(
     if not n>0: raise StyleboostError(f'The memory budget {text!r} is no amount; write it like 8GB.')
     return n*1e9
 
-# %% ../../nbs/training/08_plan.ipynb #46ff8f0c
+# %% ../../nbs/training/08_plan.ipynb #5e1f8902
 @dataclass
 class Plan:
     "What a recipe will hold: bytes of all tensors on one device."
@@ -73,6 +76,7 @@ class Plan:
     moments:int      # of it, the optimiser's state
     before:int       # at the fullest moment before the first step: encoding pictures, drawing a prior
     processes:int=1  # how many share a step
+    copies:int=0     # of the weights: the frozen copy that something is held to, and averages
     @property
     def peak(self):
         "Bytes at the fullest moment of all."
@@ -91,10 +95,11 @@ class Plan:
         def gb(n): return f'{n/1e9:.2f}'
         shared = f' in {self.processes} processes' if self.processes>1 else ''
         rest = self.step-self.weights-self.moments
+        copies = f', {gb(self.copies)} of them copies to hold on to or to average' if self.copies else ''
         return (f'{r.base}, {r.method.name}, {r.resolution} pixels, '
             f'batch {r.batch} for each of {len(r.bindings)} bindings{shared}, precision {r.precision}, '
             f'{", ".join(self.levers) or "nothing saved"}: about {gb(self.peak)} GB at the peak; '
-            f'a step holds {gb(self.step)} GB ({gb(self.weights)} weights, {gb(self.moments)} optimiser, '
+            f'a step holds {gb(self.step)} GB ({gb(self.weights)} weights{copies}, {gb(self.moments)} optimiser, '
             f'{gb(rest)} gradients and activations), and preparing the pictures {gb(self.before)} GB')
 
 # %% ../../nbs/training/08_plan.ipynb #7c514a7f
@@ -118,7 +123,7 @@ def bytes_before(base, recipe)->int:
     drawn = [_counted(base.modules.values(), lambda n=n: draw(min(32, most, n))) for n in orders]
     return max([_counted(base.codec.parts.values(), encode)]+drawn)
 
-# %% ../../nbs/training/08_plan.ipynb #6ba5760c
+# %% ../../nbs/training/08_plan.ipynb #30ebe7fe
 def _told(recipe, b):
     "The texts of a binding's pictures in all their views: ((binding, place), text)."
     views = recipe.method.views([View()], recipe.bindings[b].role)
@@ -136,19 +141,21 @@ class _Shapes:
         return [own[i%len(own)] for i in range(self.n)]
     def __call__(self, step, part, parts):
         r, sizes = self.recipe.resolution, [self.n]*len(self.recipe.bindings)
-        xs = [self.base.process.start(self.base.codec.shape((r,r)), None) for _ in range(sum(sizes))]
+        bindings, n = self.recipe.bindings, self.n
+        seen = [i*n+k for i in followed(bindings) for k in range(n)]
+        xs = [self.base.process.start(self.base.codec.shape((r,r)), None) for _ in set(seen)]
         xt, t, y = self.base.process.corrupt(xs, None)
+        at = [sorted(set(seen)).index(k) for k in seen]
         told = Condition(frame=torch.zeros(1,6), **self.recipe.method.see(torch.empty(1,3,r,r)))
         if self.recipe.method.looks: told |= dict(shown=torch.empty(1,3,r,r, dtype=torch.uint8))
-        return Batch(xt, t, y, self.texts, sizes, [told]*len(xs))
+        held = [i*n+k for i,b in enumerate(bindings) if b.held for k in range(n)]
+        return Batch([xt[i] for i in at], t[at], [y[i] for i in at], self.texts, sizes, [told]*len(at), held=held)
 
-# %% ../../nbs/training/08_plan.ipynb #40e3e275
+# %% ../../nbs/training/08_plan.ipynb #5874f80e
 class _Moments:
     "A stepper that holds moments and steps nothing."
     def __init__(self, params, recipe, processes):
-        byte = recipe.optimizer=='adamw8bit'
-        def kind(p): return torch.uint8 if byte and p.numel()>=4096 else torch.float32
-        self.state = [torch.empty(p.shape, dtype=kind(p)) for p in params for _ in ('mean','square')]
+        self.state = [torch.empty(shape, dtype=kind) for p in params for shape,kind in moments_of(recipe, p)]
         self.freed = recipe.fused_backward or processes>1
     def watch(self, params):
         "Frees each gradient when it is there, as a fused backward pass does."
@@ -163,6 +170,7 @@ class _Moments:
 
 def _together(*tensors): "Tensors that are alive at once, for as long as this call."
 
+# %% ../../nbs/training/08_plan.ipynb #35659794
 class _Cast(torch.nn.Module):
     "An objective under autocast, as accelerate wraps it."
     def __init__(self, inner, cast):
@@ -195,13 +203,13 @@ def _on_shapes(recipe):
         raise StyleboostError(f'What {recipe.method.name} holds cannot be planned, since its layers look at numbers '
             'and a plan has shapes alone; plan lora in its place, which holds about as much.') from e
 
-# %% ../../nbs/training/08_plan.ipynb #e9dbd813
+# %% ../../nbs/training/08_plan.ipynb #ff99bef0
 def bytes_of_step(
     name:Base|str,    # loaded, or what `load_base` takes
     recipe:Recipe,    # settled
     device:str,
     processes:int=1,
-)->tuple:             # the peak, the weights, the optimiser's state
+)->tuple:             # the peak, the weights, the optimiser's state, what of the weights are copies
     "Bytes of one step of the trainer, run on shapes."
     base = on_bones(name, recipe.method)
     in_half(base, recipe)
@@ -213,6 +221,8 @@ def bytes_of_step(
         params = list(trained(base).values())
         kept = base.codec.parts if recipe.method.decodes else {}
         live.see_all({**base.net.parts, **trained_modules(base), **kept}.values())
+        models = live.now
+        with live: beginning, averages = begun(base, recipe), recipe.ema and Averages(params, recipe.ema)
         weights = live.now
         with live: stepper = _Moments(params, recipe, processes)
         moments = live.now-weights
@@ -220,22 +230,24 @@ def bytes_of_step(
         with live, norms_in_float(on_gpu):       # in the backward pass too, where checkpointing computes again
             buckets = [torch.empty(p.shape) for p in params] if processes>1 else []
             stepper.watch(params)
-            trainer = Trainer(base, recipe, _Shapes(base, recipe, processes), stepper, _Cast(Objective(base), cast))
+            objective = _Cast(Objective(base, beginning), cast)
+            trainer = Trainer(base, recipe, _Shapes(base, recipe, processes), stepper, objective)
             trainer.losses(0)
-        del buckets
-    return live.peak, weights, moments
+        del buckets, averages
+    return live.peak, weights, moments, weights-models
 
-# %% ../../nbs/training/08_plan.ipynb #19c8d037
+# %% ../../nbs/training/08_plan.ipynb #db80d0b1
 def _choices(recipe, bf16, processes):
     "Settings from the fastest to the leanest, each with the levers of the one before it."
-    rows = [{}]
-    if importlib.util.find_spec('bitsandbytes'): rows.append(dict(optimizer='adamw8bit'))
-    if processes==1:
+    rows, one = [{}], recipe.optimizer!='prodigy'      # which is another optimiser, and steps all weights together
+    again = not (recipe.method.levelled and recipe.buckets)
+    if one and importlib.util.find_spec('bitsandbytes'): rows.append(dict(optimizer='adamw8bit'))
+    if one and processes==1:
         rows.append(dict(rows[-1], fused_backward=True, grad_clip=None, accumulate=1))
-        if bf16 and recipe.method.whole: rows.append(dict(rows[-1], weights='bfloat16'))
+        if bf16 and recipe.method.whole and recipe.anchor is None: rows.append(dict(rows[-1], weights='bfloat16'))
     fits = [k for k in range(2, recipe.batch+1) if recipe.batch%(k*processes)==0]
     parts = [dict(r, accumulate=k) for r in rows if not r.get('fused_backward') for k in fits]
-    lean = [dict(r, checkpointing=True) for r in rows+parts]
+    lean = [dict(r, checkpointing=again) for r in rows+parts]
     return lean if recipe.checkpointing else [dict(r, checkpointing=False) for r in rows]+lean
 
 def _here(device, bf16):
@@ -258,7 +270,7 @@ def _fastest(recipe, choices, made, budget):
         f'{recipe.method.name}: the nearest setting ({", ".join(least.levers)}) needs {least.peak/1e9:.1f} GB; '
         'give that much, a smaller batch or resolution, or a method with fewer weights such as lora.')
 
-# %% ../../nbs/training/08_plan.ipynb #b6dccea3
+# %% ../../nbs/training/08_plan.ipynb #b6204531
 def plan(
     base:Base|str,          # loaded, or what `load_base` takes
     recipe:Recipe,          # what is to be trained
@@ -276,7 +288,9 @@ def plan(
     with FakeTensorMode(allow_non_fake_inputs=True):
         for m in bones.modules.values(): m.to_empty(device='cpu')
         before = bytes_before(bones, recipe)
-    def made(r): return Plan(r, str(device), *bytes_of_step(base, r, device, processes), before, processes)
+    def made(r):
+        *sizes, copies = bytes_of_step(base, r, device, processes)
+        return Plan(r, str(device), *sizes, before, processes, copies)
     if budget is None: return made(recipe)
     if before>gigabytes(budget):
         raise StyleboostError(f'{budget} are not enough to prepare the pictures for {recipe.base} at '

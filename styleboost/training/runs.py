@@ -6,7 +6,7 @@
 __all__ = ['LEVERS', 'ONWARD', 'STEADY', 'checked', 'Run', 'keep_sheets', 'versions', 'save_checkpoint', 'read_state', 'is_new',
            'marks', 'picture_differences', 'run_differences', 'agreed', 'reopen', 'make_way']
 
-# %% ../../nbs/training/06_runs.ipynb #64b6fc4f
+# %% ../../nbs/training/06_runs.ipynb #b82f8344
 import hashlib, json, os, re, shutil
 from dataclasses import fields, replace
 from pathlib import Path
@@ -21,9 +21,10 @@ from styleboost.core import (StyleboostError, first_line, new_folder, note, read
     synced, whole)
 from ..methods.method import Method, attached, frozen, restore, state
 from ..methods.strength import asked_like, check_strength
-from .recipes import Recipe, check_seed, differ, hash_of, recipe_of, upgraded
+from .averages import check_width, combination
+from .recipes import WIDEST, Recipe, check_seed, differ, hash_of, recipe_of, upgraded
 
-# %% ../../nbs/training/06_runs.ipynb #58943fd9
+# %% ../../nbs/training/06_runs.ipynb #f5fd76e0
 def _numbered(paths)->dict:
     "Files or folders by the step in their name."
     steps = {int(p.stem[5:]):p for p in paths if re.fullmatch(r'step-\d{6,18}', p.stem, re.ASCII)}
@@ -33,7 +34,8 @@ def _is_binding(b)->bool:
     "Whether plain data say what a binding of a run does: its pictures by name, its prompt, its weight."
     files = b['images']['files']
     texts = [b['prompt'], b['role'], b['images']['name'], b['images']['hash'], *files]
-    return isinstance(files, list) and all(isinstance(t, str) for t in texts) and type(b['weight']) in (int,float)
+    plain = isinstance(files, list) and all(isinstance(t, str) for t in texts) and type(b['weight']) in (int,float)
+    return plain and b.get('toward', 'base')=='base'      # it is not said where the answer is the pictures' own
 
 def checked(
     info:dict,   # what `recipe.json` holds
@@ -54,9 +56,10 @@ def checked(
     for change in info.get('resumed', []): dict(change)
     return whole|recipe
 
-# %% ../../nbs/training/06_runs.ipynb #57e1d57f
+# %% ../../nbs/training/06_runs.ipynb #ef95d167
 class Run:
     "A recipe and a seed, carried out: a folder with recipe, log and weights. Opens as a model for `sample`."
+    width = None   # of the average to open, see `averaged`; what the recipe kept unless given
     def __init__(self,
         folder:str|Path,  # as `train` made it
         step:int=None,    # a step of `snapshots`, to open what had been learnt by then; the end unless given
@@ -146,7 +149,46 @@ def phrase(self:Run,
     "The prompt that asks for something in the style."
     return self.method.phrase(prompt)
 
-# %% ../../nbs/training/06_runs.ipynb #7f8ba566
+# %% ../../nbs/training/06_runs.ipynb #0e2741ac
+@patch(as_prop=True)
+def averages(self:Run)->dict:
+    "Files of the averages that were kept: (width, step) -> file."
+    width = self.recipe.get('ema')
+    if width is None: return {}
+    wide, narrow = dict(self.snapshots), _numbered((self.folder/'weights'/'narrow').glob('step-*.safetensors'))
+    if self.done: wide[self.recipe['steps']] = self.folder/'weights'/'tuned.safetensors'
+    return {(w,s):f for w,files in ((width,wide), (width/2,narrow)) for s,f in files.items()}
+
+@patch
+def averaged(self:Run,
+    width:float,   # as a share of the training, 0.1 or so
+)->Run:
+    "The run with the average of another width in place of the one that it kept."
+    if not self.averages:
+        raise StyleboostError(f'{self.folder} kept no averages, so none of another width can be made; '
+            'train with an ema of 0.1, say.')
+    check_width(width, WIDEST)
+    other = Run(self.folder, self.step)
+    other.width = width
+    return other
+
+@patch
+def learnt(self:Run)->dict:
+    "What it learnt: tensors by name."
+    if self.width is None: return read_tensors(self.weights)
+    step = self.step or self.recipe['steps']
+    files = {k:f for k,f in self.averages.items() if k[1]<=step}
+    much, missed = combination(list(files), self.width, step)
+    if missed>.05:
+        note(f'{self.folder} kept too little for an average of the width {self.width:g}: {missed:.0%} of its shares '
+             'are missed; more snapshots come nearer.')
+    out = {}
+    for share,file in zip(much, files.values()):
+        for k,v in read_tensors(file).items():
+            out[k] = out.get(k, 0)+share*v.double() if v.is_floating_point() else v
+    return {k:v.float() if v.is_floating_point() else v for k,v in out.items()}
+
+# %% ../../nbs/training/06_runs.ipynb #65c9f58b
 @patch
 def at(self:Run, step:int=None, strength:float=1.)->Run:
     "The same run, by a step that it kept and at a strength."
@@ -177,7 +219,7 @@ def model(self:Run,
     if base.hash!=self.info['base_hash']:
         raise StyleboostError(f'{self.folder} was trained on a base with hash {self.info["base_hash"]}, and '
             f'{self.recipe["base"]} now has {base.hash}; put the old base back, or train again.')
-    learnt = read_tensors(self.weights)
+    learnt = self.learnt()
     try: tuned = _with_learnt(base, self.method, learnt, self.strength)
     except StyleboostError: raise
     except (RuntimeError, ValueError, TypeError, OverflowError, MemoryError) as e:
@@ -282,7 +324,7 @@ def picture_differences(
         return out or ['a picture or a caption is another']
     return out or differ(was['name'], now['name'], 'the name of the pictures')
 
-# %% ../../nbs/training/06_runs.ipynb #4199f407
+# %% ../../nbs/training/06_runs.ipynb #9b3f3705
 def run_differences(
     run:Run,
     was:dict,        # the run's recipe as it stands now, as data
@@ -301,10 +343,11 @@ def run_differences(
     for a,b,x,y in zip(was['bindings'], now['bindings'], before, info['pictures']):
         of = b['role']
         if a['images']!=b['images']: out += [f'{of}: {t}' for t in picture_differences(a['images'], b['images'], x, y)]
-        out += sum((differ(a[k], b[k], f'{of}: the {k}') for k in ('prompt','weight','role')), [])
+        words = 'prompt','weight','role','toward'
+        out += sum((differ(a.get(k), b.get(k), f'{of}: the {k}') for k in words), [])
     return out
 
-# %% ../../nbs/training/06_runs.ipynb #49e81565
+# %% ../../nbs/training/06_runs.ipynb #5cc16343
 LEVERS = ('attention','checkpointing','accumulate')   # what may differ in a resumed run
 ONWARD = ('steps','lr')                               # what may differ from the step on that it goes on from
 STEADY = ('constant','constant_with_warmup')          # schedules that do not depend on the number of steps
@@ -319,6 +362,10 @@ def _check_onward(run, recipe, was, onward):
         raise StyleboostError(f'{run.folder} follows the schedule {schedule}, whose learning rates depend on its '
             f'{was["steps"]} steps, so it cannot go on to {recipe.steps}; train anew with {recipe.steps}, or with the '
             'lr_schedule constant, which can go on.')
+    kept = 'ema' if recipe.ema is not None else 'optimizer' if recipe.optimizer=='prodigy' else ''
+    if run.done and kept:
+        raise StyleboostError(f'{run.folder} is finished, and its weights are an average (its {kept} is '
+            f'{getattr(recipe, kept)}), from which a training cannot go on; train anew with {recipe.steps} steps.')
     if run.done and 'steps' not in onward:
         raise StyleboostError(f'{run.folder} is finished, and another learning rate would change nothing; '
             'ask for more steps too.')
@@ -359,7 +406,7 @@ def agreed(
     if onward: return _went_on(run, recipe, was, onward)
     return run.info if levers else None
 
-# %% ../../nbs/training/06_runs.ipynb #3adf10c2
+# %% ../../nbs/training/06_runs.ipynb #1a4dc3ba
 def reopen(
     run:Run,   # a finished one
 ):
@@ -383,6 +430,7 @@ def make_way(
     "Reopens a finished run, and sets aside snapshots of steps that are taken again with another learning rate."
     if run.done and recipe.steps>run.kept: reopen(run)
     if recipe.lr==run.recipe['lr']: return
-    for f in [f for step,f in run.snapshots.items() if step>run.kept]:
+    narrow = [(step,f) for (_,step),f in run.averages.items() if f.parent.name=='narrow']
+    for f in [f for step,f in (*run.snapshots.items(), *narrow) if step>run.kept]:
         note(f'{f} was learnt with another learning rate, so it is now called earlier-{f.name}.')
         f.rename(f.with_name(f'earlier-{f.name}'))

@@ -6,7 +6,7 @@
 __all__ = ['Trainer', 'check_trackers', 'accelerator_for', 'check', 'check_shared', 'explained_memory', 'ready', 'reader_trains',
            'prepared']
 
-# %% ../../nbs/training/07_trainer.ipynb #ab4c82b0
+# %% ../../nbs/training/07_trainer.ipynb #78386c38
 import os, time
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
@@ -22,7 +22,9 @@ from fastcore.basics import patch
 from ..bases.base import Base, check_token
 from ..core import StyleboostError, first_line, note, read_tensors
 from ..methods.method import attached, on_bones, restore, state, trained_modules
+from .averages import Averages
 from .batches import Batches
+from .held import Anchor, begun, tell_held
 from styleboost.training.levers import (DTYPES, best_precision, channels_last, checkpoint_activations, in_half,
     set_attention)
 from .objective import Objective, Remembered, total_loss
@@ -30,7 +32,7 @@ from .recipes import Recipe
 from .runs import read_state, save_checkpoint
 from .stepper import Stepper
 
-# %% ../../nbs/training/07_trainer.ipynb #330c2748
+# %% ../../nbs/training/07_trainer.ipynb #211487d5
 @dataclass
 class Trainer:
     "A training, step by step."
@@ -44,6 +46,8 @@ class Trainer:
     seconds:float=0.          # that they took
     sums:object=0.            # of losses since the last line of the log
     count:int=0               # of them
+    anchor:object=None        # see `styleboost.training.held`
+    averages:object=None      # see `styleboost.training.averages`
     bad:object=None           # the first step whose loss was no number, on the device; -1 if none was
     kept:int=0                # the step of the last checkpoint; 0 if there is none
     def __post_init__(self):
@@ -71,14 +75,16 @@ def losses(self:Trainer, step)->torch.Tensor:
         del losses, batch
     return total
 
-# %% ../../nbs/training/07_trainer.ipynb #d28e59f2
+# %% ../../nbs/training/07_trainer.ipynb #23a4085a
 @patch
 def step(self:Trainer)->torch.Tensor:
     "One step of the weights; the loss of each binding."
     now = self.losses(self.done)
     self.stepper.step()
+    if self.anchor: self.anchor.pull(self.stepper.rates())
     self.bad = torch.where((self.bad<0)&~now.isfinite().all(), self.done, self.bad)
     self.sums, self.count, self.done = self.sums+now, self.count+1, self.done+1
+    if self.averages: self.averages.add(self.done)
     return now
 
 # %% ../../nbs/training/07_trainer.ipynb #3c9df457
@@ -103,7 +109,21 @@ def check_weights(self:Trainer):
     self.check_losses()
     if not self.stepper.finite(): self.give_up(f'The weights are not finite after step {self.done}')
 
-# %% ../../nbs/training/07_trainer.ipynb #fee23161
+# %% ../../nbs/training/07_trainer.ipynb #472bc27c
+@patch
+@contextmanager
+def as_kept(self:Trainer):
+    "A block in which the weights are those that the run keeps."
+    kept = self.averages.kept[0] if self.averages and self.done else self.stepper.averaged()
+    params = self.stepper.params
+    was = [p.data for p in params]
+    try:
+        for p,v in zip(params, kept or ()): p.data = v.contiguous()      # as a run opens
+        yield
+    finally:
+        for p,v in zip(params, was): p.data = v
+
+# %% ../../nbs/training/07_trainer.ipynb #7bb2f36a
 @patch
 def line(self:Trainer, names)->dict:
     "The log's line: the mean loss of each binding since the last."
@@ -122,7 +142,8 @@ def keep(self:Trainer, folder):
     self.check_weights()
     extra = dict(seconds=self.seconds+time.monotonic()-self.started, sums=self.sums.tolist(), count=self.count)
     if self.acc.is_main_process:
-        save_checkpoint(folder, self.done, state(self.base), self.stepper.tensors(), extra)
+        moments = self.stepper.tensors() | (self.averages.tensors() if self.averages else {})
+        save_checkpoint(folder, self.done, state(self.base), moments, extra)
     self.kept = self.done
 
 @patch
@@ -134,12 +155,14 @@ def go_on(self:Trainer, folder):
     restore(self.base, read_tensors(folder/'weights.safetensors'))
     file = folder/'optimizer.safetensors'
     moments = read_tensors(file)
-    try: self.stepper.load(moments)
+    try:
+        if self.averages: self.averages.load(moments)
+        self.stepper.load(moments)
     except (KeyError, IndexError, TypeError, ValueError, RuntimeError) as e:
         raise StyleboostError(f'{file} is not of this run ({first_line(e)}); put the old file back, or remove the '
             f'folder {folder} and the run begins anew.') from e
 
-# %% ../../nbs/training/07_trainer.ipynb #e9a89225
+# %% ../../nbs/training/07_trainer.ipynb #e68c5911
 @patch
 @contextmanager
 def look(self:Trainer):
@@ -153,7 +176,7 @@ def look(self:Trainer):
         for m in base.net.parts.values(): m.to(memory_format=torch.contiguous_format)     # as a run opens
         for m in self.modules.values(): m.eval()
         devices = [device] if device.type=='cuda' else []
-        with torch.random.fork_rng(devices), torch.no_grad(), self.acc.autocast(): yield model
+        with self.as_kept(), torch.random.fork_rng(devices), torch.no_grad(), self.acc.autocast(): yield model
     finally:
         for m in self.modules.values(): m.train()
         channels_last(base, self.recipe, device)
@@ -192,7 +215,7 @@ def accelerator_for(recipe, trackers, out, device)->tuple:
             'choose several GPUs without it in `accelerate config`.')
     return recipe, acc
 
-# %% ../../nbs/training/07_trainer.ipynb #44871ce2
+# %% ../../nbs/training/07_trainer.ipynb #a9784be7
 def check(
     recipe:Recipe,    # settled
     base:Base,        # that it is to train
@@ -210,7 +233,9 @@ def check(
         raise StyleboostError('A fused backward pass and weights in bfloat16 step each weight in one process; '
             f'start the training in one instead of {processes}, or turn them off.')
     base.process.weighing(recipe.min_snr)
+    base.process.around(recipe.log_snr, recipe.log_snr_std or 2.)
     base.process.scheduler(recipe.scheduler)
+    tell_held(recipe)
     check_token(base, recipe.token)
     if recipe.background_token: check_token(base, recipe.background_token)
     for b in recipe.bindings: b.prompts()
@@ -234,7 +259,7 @@ def explained_memory(recipe, when):
             f'8-bit AdamW, a fused backward pass, a smaller batch than {recipe.batch} '
             f'or resolution than {recipe.resolution}.') from e
 
-# %% ../../nbs/training/07_trainer.ipynb #614710de
+# %% ../../nbs/training/07_trainer.ipynb #9fbe4266
 def ready(
     base:Base,       # with a method
     recipe:Recipe,   # settled
@@ -264,7 +289,7 @@ def reader_trains(base)->bool:
     "Whether any of the reader's parts trains."
     return bool(set(base.reader.parts)&set(trained_modules(base)))
 
-# %% ../../nbs/training/07_trainer.ipynb #ace03eb6
+# %% ../../nbs/training/07_trainer.ipynb #fca0a8ee
 def prepared(
     base:Base,            # that may be changed, untouched
     recipe:Recipe,        # settled, with pictures in every binding
@@ -284,9 +309,12 @@ def prepared(
     armed = ready(tuned, recipe, batches.texts, acc.device, rest)
     # SDXL reads its encoders one layer before the last, whose weights get no gradient
     acc.ddp_handler.find_unused_parameters = reader_trains(tuned)
-    objective = acc.prepare_model(Objective(armed))
+    beginning = begun(armed, recipe)
+    objective = acc.prepare_model(Objective(armed, beginning))
     stepper = Stepper(armed.method.groups(armed), recipe, acc.device, seed, acc)
     sums = torch.zeros(len(recipe.bindings), device=acc.device)
     trainer = Trainer(armed, recipe, batches, stepper, objective, acc, sums=sums)
+    if recipe.anchor is not None: trainer.anchor = Anchor(armed, recipe.anchor, beginning)
+    if recipe.ema is not None: trainer.averages = Averages(stepper.params, recipe.ema)
     trainer.reader = tuned.reader
     return trainer
