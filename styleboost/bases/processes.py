@@ -274,12 +274,10 @@ class Flow:
         s = self.drawn(len(xs), g)
         def direction(x, e): return e-x
         def along(x, e, s): return x + s.to(x.device).view(-1, *[1]*(x.ndim-1))*(e-x)
-        t = s*self.noisiest
-        return each(along, xs, eps, list(s)), t, each(direction, xs, eps)
+        return each(along, xs, eps, list(s)), s*self.noisiest, each(direction, xs, eps)
     def clean(self, xt, pred, t):
         "What a prediction says that the picture was, in float32."
-        s = t.to(xt.device).view(-1, *[1]*(xt.ndim-1))/self.schedule.config.num_train_timesteps
-        return xt.float()-s*pred.float()
+        return xt.float()-(t.to(xt.device)/self.noisiest).view(-1, *[1]*(xt.ndim-1))*pred.float()
     def losses(self, pred, y, t): return ((pred.float()-y.float())**2).flatten(1).mean(1)
     def toward(self, pred, y): return pred.to(y)
     def around(self, mean, spread=2.): return replace(self, log_snr=None if mean is None else (mean, spread))

@@ -64,7 +64,7 @@ class Adapter(Method):
         "peft's own names in files: without the adapter's."
         return re.sub(r'\.default(?=\.|$)', '', name).replace('lora_magnitude_vector.weight', 'lora_magnitude_vector')
 
-# %% ../../nbs/methods/01_adapters.ipynb #4953849d
+# %% ../../nbs/methods/01_adapters.ipynb #98bc451d
 def wrapped_layers(base)->list:
     "The wrapped layers of all modules: (module, name, layer)."
     return [(m, n, l) for m in base.modules.values() for n,l in m.named_modules() if isinstance(l, BaseTunerLayer)]
@@ -85,6 +85,7 @@ def products(self:Adapter, base)->list:
     own = [l for *_,l in wrapped_layers(base) if 'default' in getattr(l, 'lora_A', ())]
     return [(l.lora_A['default'].weight, l.lora_B['default'].weight, l.scaling['default']) for l in own]
 
+# %% ../../nbs/methods/01_adapters.ipynb #31cda6d8
 @torch.no_grad()
 def fold(
     base,               # with adapters in it; it is changed

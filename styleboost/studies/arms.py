@@ -28,7 +28,7 @@ from ..judging.drift import Elsewhere
 from ..training.runs import Run
 from ..training.loop import train
 from ..training.priors import apart, pictures_of, prior_images, with_words
-from ..training.recipes import Recipe, no_prior
+from ..training.recipes import Recipe, no_prior, Generated
 from .style import Style
 
 # %% ../../nbs/studies/01_arms.ipynb #2935fca0

@@ -196,18 +196,16 @@ class Study(Results):
         **kw                   # other fields of `Recipe`, in arms given as words
     ):
         self.folder, self.style = Path(out), embedded(style) if isinstance(style, str) else style
-        seeds, steps = tuple(dict.fromkeys(seeds)), tuple(sorted(set(steps)))
+        seeds, steps, arms = tuple(dict.fromkeys(seeds)), tuple(sorted(set(steps))), _named(arms)
         _check_asked(seeds, steps, sampler, choose)
-        arms = _named(arms)
         _check_arms(arms)
         self.sources, others = _sources(arms)
         self.recipes = _recipes(others, self.style.ref, steps[-1], n, dict(kw, method=method))
         self.style = replace(self.style, reference=_unseen(self.style.reference, self.recipes, self.sources))
         strengths, asked = _checked_strengths(strengths, self.recipes), _prompts_elsewhere(self.style, drift)
-        self.bench = Bench(self.style, base, steps, self.folder, sampler, guidance, scheduler, judge, device,
-                           strengths, asked)
-        made = {k: (self.recipes|self.sources)[k] for k in arms}
-        self.info = _described(self.bench, made, seeds, choose)
+        drawing = (sampler, guidance, scheduler, judge, device, strengths, asked)
+        self.bench = Bench(self.style, base, steps, self.folder, *drawing)
+        self.info = _described(self.bench, {k: (self.recipes|self.sources)[k] for k in arms}, seeds, choose)
         if (self.folder/'study.json').exists(): self.info = _agreed(self.folder, setting(self.folder), self.info)
         if self.info['elsewhere'] is None: self.bench = replace(self.bench, elsewhere=None)
     @classmethod

@@ -59,7 +59,7 @@ def checked(
 # %% ../../nbs/training/06_runs.ipynb #ef95d167
 class Run:
     "A recipe and a seed, carried out: a folder with recipe, log and weights. Opens as a model for `sample`."
-    width = None   # of the average to open, see `averaged`; what the recipe kept unless given
+    width = None   # of the average to open, see `averaged`
     def __init__(self,
         folder:str|Path,  # as `train` made it
         step:int=None,    # a step of `snapshots`, to open what had been learnt by then; the end unless given
@@ -68,8 +68,7 @@ class Run:
         self.folder, self.strength, self._model = Path(folder), check_strength(strength), None
         file = self.folder/'recipe.json'
         if not file.exists():
-            raise StyleboostError(f'{folder} is no run: it has no recipe.json; '
-                'give a folder that `styleboost train` wrote.')
+            raise StyleboostError(f'{folder} is no run: it has no recipe.json; give one that `styleboost train` wrote.')
         try:
             self.info = json.loads(file.read_text('utf-8'))
             self.recipe, self.seed = checked(self.info), self.info['seed']
