@@ -152,23 +152,23 @@ def speed(a, results):
             ready[name].step()
             times.append(time.perf_counter()-t0)
         return dict(images_per_second=round(2*a.batch/statistics.median(times), 2),
-                    mean_images_per_second=round(2*a.batch/statistics.mean(times), 2))
+                    mean_images_per_second=round(2*a.batch/statistics.mean(times), 2), threads=a.threads)
     with latents: rounds(a, results, {f'speed {m} batch={a.batch}': lambda r, m=m: take(m, r) for m in METHODS})
 
 # The tables
 
 def setting(a):
     sources = {name:(a.examples/s).read_bytes() for name,s in SCRIPTS.items()}
-    return dict(device=f'{processor() or platform.machine()}, CPU', threads=a.threads,
-                base=weights_hash(find_base('tiny')), python=platform.python_version(), **versions(),
+    return dict(device=f'{processor() or platform.machine()}, CPU', base=weights_hash(find_base('tiny')),
+                python=platform.python_version(), **versions(),
                 scripts={name:hashlib.sha256(s).hexdigest()[:16] for name,s in sources.items()},
                 torchvision='its own' if find_spec('torchvision') else 'stand-in transforms.py')
 
 def head(a, results):
     s = results.setting
     scripts = ', '.join(f'`{SCRIPTS[k]}` (SHA-256 {v}…)' for k,v in s['scripts'].items())
-    yield (f'# Methods beside others\n\nDevice: {s["device"]}, {s["threads"]} threads, no GPU. Base: weights '
-           f'{s["base"]}. torch {s["torch"]}, diffusers {s["diffusers"]}, transformers {s["transformers"]}, accelerate '
+    yield (f'# Methods beside others\n\nDevice: {s["device"]}, no GPU. Base: weights {s["base"]}. '
+           f'torch {s["torch"]}, diffusers {s["diffusers"]}, transformers {s["transformers"]}, accelerate '
            f'{s["accelerate"]}, styleboost {s["styleboost"]} (sources '
            f'{", ".join(sorted({r["code"] for r in results.rows.values()}))}), Python {s["python"]}. '
            f'Scripts of diffusers: {scripts}, run unmodified; torchvision: {s["torchvision"]}.\n')
@@ -193,10 +193,12 @@ def speed_lines(a, results):
     arms = {m:f'speed {m} batch={a.batch}' for m in METHODS}
     found = {m:median(results, n, 'images_per_second') for m,n in arms.items()}
     if not any(found.values()): return
-    loads = [r['load_before'] for k,r in results.rows.items() if k.startswith('speed')]
-    yield (f'\n## Training pictures a second\n\nThe trainer\'s own step, batch {a.batch} + {a.batch}, fp32, each '
-           f'method\'s own settings, {a.steps} steps a round by the median step; {a.rounds} rounds in turn, every '
-           f'ratio in brackets. The machine\'s load before a timing was {min(loads)} to {max(loads)}.\n\n'
+    timed = [r for k,r in results.rows.items() if k.startswith('speed')]
+    loads, threads = [r['load_before'] for r in timed], ' and '.join(sorted({str(r['threads']) for r in timed}))
+    yield (f'\n## Training pictures a second\n\nThe trainer\'s own step, {threads} threads, batch {a.batch} + '
+           f'{a.batch}, fp32, each method\'s own settings, {a.steps} steps a round by the median step; {a.rounds} '
+           'rounds in turn, every ratio in brackets. The machine\'s load before a timing was '
+           f'{min(loads)} to {max(loads)}.\n\n'
            '| method | pictures/s | over lora | over full |\n|---|---|---|---|')
     for m,n in sorted(arms.items(), key=lambda arm: -(found[arm[0]] or 0)):
         if not found[m]: continue

@@ -6,8 +6,10 @@ from pathlib import Path
 import pytest
 from hypothesis import given, strategies as st
 
+from styleboost.methods.load import METHODS
+from styleboost.methods.textual_inversion import TextualInversion
 from styleboost.pictures.images import ImageSet, Picture
-from styleboost.training.recipes import Binding, Generated, Recipe, dreambooth, hold, multi, no_prior, settled, styleboost, with_hold, with_prior
+from styleboost.training.recipes import Binding, Generated, Recipe, dreambooth, hold, no_prior, settled, styleboost, with_hold, with_prior
 from styleboost.pictures.prompts import read_prompts, style_prompt
 
 def flagged(*flags): return ImageSet([Picture(f'{i}.png', data=bytes([i]), people=p) for i,p in enumerate(flags)], 'mine')
@@ -48,6 +50,14 @@ def test_whatever_changes_the_run_changes_the_hash_and_is_named(change):
 
 def test_a_base_may_be_given_as_a_path(ref):
     assert no_prior(ref, base=Path('some/base')).hash==no_prior(ref, base='some/base').hash
+
+def test_a_method_fills_in_what_a_recipe_leaves_open_and_nothing_else(base, ref):
+    of = lambda name, **kw: settled(no_prior(ref, method=name, **kw), base)
+    assert {name: of(name).guidance for name in METHODS if of(name).guidance!=7}=={'dreamartist': 5.}
+    assert (of('dreamartist', scale=3.).guidance, of('dreamartist', guidance=2.).guidance, of('dreamartist', lr=7.).lr)==(3, 2, 7)
+    class Deaf(TextualInversion):
+        def defaults(self, base): return dict(flip=True)           # which a recipe always says
+    with pytest.raises(ValueError, match='flip'): settled(Recipe('r', (), method=Deaf()), base)
 
 # prompts
 
