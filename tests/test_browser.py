@@ -147,6 +147,9 @@ def test_comparing(lab):
     kernel.until('28<=compare.blend<=32', True)                                               # the edge is where the mouse let it go
     assert 67<=stage.locator('.st-layer').nth(1).evaluate('e => parseFloat(e.style.clipPath.split(" ")[1])')<=73
     page.keyboard.press('v'); kernel.until('compare.stage.mode', 'side')
+    second = stage.locator('.st-view').nth(1)
+    assert second.locator('img').count()==1 and second.locator('img').evaluate(PIXELS)==tile(2, 2).evaluate(PIXELS)   # nothing lies on it
+    playwright.expect(stage.locator('.st-name:visible')).to_have_text(['none','aux'])
     page.keyboard.press('+'); kernel.until('compare.stage.view[0]', 1.5)
     moves = stage.locator('.st-view:visible img:visible').evaluate_all('es => es.map(e => e.style.transform)')
     assert len(moves)==2 and moves[0]==moves[1]!='translate(0%, 0%) scale(1)'                  # both at the same zoom

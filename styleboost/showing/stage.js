@@ -15,10 +15,10 @@ function button(text,title,act){
     b.onclick=act;
     return b}
 /* a frame holds one picture, or two on each other; each lies in a layer that the swipe cuts */
-function framed(){
-    const images=[0,1].map(()=>new Image()),
+function framed(n){
+    const images=[0,1].slice(0,n).map(()=>new Image()),
         layers=images.map(i=>node('div','st-layer',i)),
-        names=[node('b','st-name'),node('b','st-name st-right')],
+        names=['st-name','st-name st-right'].slice(0,n).map(c=>node('b',c)),
         edge=node('i','st-edge'),
         view=node('div','st-view',...layers,edge,...names);
     return{images,layers,names,edge,view}}
@@ -37,7 +37,7 @@ function fill(image,uri,pixels,view){
 function render({model,el}){
     const get=k=>model.get(k),
         put=(k,v)=>{model.set(k,v);model.save_changes()},
-        frames=[framed(),framed()],
+        frames=[framed(2),framed(1)],
         root=node('div','st'),
         slider=Object.assign(node('input',''),{type:'range',min:0,max:100}),
         ends=[node('span','st-end'),node('span','st-end')],
