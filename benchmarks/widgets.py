@@ -1,6 +1,6 @@
-"""How the widgets answer, on this machine: a click in a grid of 8 by 6 pictures of 256 pixels in JupyterLab, what
-previews cost a training, what the page of a study of 12 runs weighs, and how long each walkthrough takes from a fresh
-kernel.
+"""How the widgets answer, on this machine: a click in a grid of 8 by 6 pictures of 256 pixels in JupyterLab, a press on
+who shows people, a picture of 512 pixels that is looked at closely, what previews cost a training, what the page of a
+study of 12 runs weighs, and how long each walkthrough takes from a fresh kernel.
 
     python benchmarks/widgets.py                         all of it, into widgets.json
     python benchmarks/widgets.py clicks walkthroughs     some of it"""
@@ -40,21 +40,67 @@ CLICK = '''async e => {
     });
     return [mark, await text]}'''
 
+# milliseconds until a press on who shows people is answered by Python
+PRESS = '''async e => {
+    const said = e.textContent, start = performance.now();
+    e.click();
+    await new Promise(done => {
+        const look = () => e.textContent!=said ? done() : requestAnimationFrame(look);
+        look();
+    });
+    return performance.now()-start}'''
+
+LOOK = f'''
+import sys
+sys.path.insert(0, {str(Path(__file__).resolve().parent)!r})
+from widgets import made_up_study
+from styleboost.widgets.compare import Compare
+compare = Compare(made_up_study(n=8))
+compare'''
+
+# milliseconds until a picture that was clicked is on the stage
+CLOSE = '''async e => {
+    const image = e.closest('.compare').querySelectorAll('.st-layer img')[1], was = image.dataset.uri;
+    const start = performance.now();
+    e.click();
+    await new Promise(done => {
+        const look = () => image.dataset.uri!=was && image.complete ? done() : requestAnimationFrame(look);
+        look();
+    });
+    return performance.now()-start}'''
+
+def spread(v): return dict(median=round(statistics.median(v), 1), p95=round(sorted(v)[int(.95*len(v))], 1),
+                           worst=round(max(v), 1))
+
 def clicks(n=40):
-    "Milliseconds from a click to the mark on the picture, and to the count that Python sends back."
+    "Milliseconds from a click to the mark on the picture, and to what Python sends back."
     lab = from_tests('lab')
     with tempfile.TemporaryDirectory() as d:
         lab.write_notebook(Path(d)/'grid.ipynb', [GRID])
         with lab.jupyterlab(Path(d)) as (url, _), lab.chromium(viewport=dict(width=1920, height=1080)) as (page, _):
             lab.open_and_run(page, f'{url}/NB/grid.ipynb')
-            tiles = page.locator('.aux-picker .sb-tile:visible')
+            tiles = page.locator('.aux-picker .sb-pool .sb-tile:visible')
             tiles.nth(47).wait_for()
             page.wait_for_timeout(2000)
             times = [tiles.nth(i*7%48).evaluate(CLICK) for i in range(n+5)][5:]
-    def of(v): return dict(median=round(statistics.median(v), 1), p95=round(sorted(v)[int(.95*len(v))], 1),
-                           worst=round(max(v), 1))
-    return dict(pictures='8 x 6 of 256 px', clicks=n, ms_to_mark=of([t[0] for t in times]),
-                ms_to_count=of([t[1] for t in times]))
+            flags = page.locator('.aux-picker .sb-pool .sb-flag')
+            presses = [flags.nth(i*7%48).evaluate(PRESS) for i in range(n+5)][5:]
+    return dict(pictures='8 x 6 of 256 px', clicks=n, ms_to_mark=spread([t[0] for t in times]),
+                ms_to_count=spread([t[1] for t in times]), ms_to_flag=spread(presses))
+
+def looks(n=16):
+    "Milliseconds from a click on a picture of 512 pixels to the same on the stage, each seen for the first time."
+    lab = from_tests('lab')
+    with tempfile.TemporaryDirectory() as d:
+        lab.write_notebook(Path(d)/'close.ipynb', [LOOK])
+        with lab.jupyterlab(Path(d)) as (url, _), lab.chromium(viewport=dict(width=1920, height=1080)) as (page, _):
+            lab.open_and_run(page, f'{url}/NB/close.ipynb')
+            page.locator('.compare .st-layer img').first.wait_for()
+            page.wait_for_timeout(2000)
+            columns = page.locator('.compare .sb-tiles')
+            def tile(i): return columns.nth(1+i%4).locator('.sb-tile').nth(i//4%4)   # the four arms, row by row
+            times = [tile(i).evaluate(CLOSE) for i in range(n)]
+    return dict(picture_pixels=512, looks=len(times), ms_to_stage=spread(times))
 
 def previews(steps=200):
     "What previews at the default interval add to the training of a default recipe."
@@ -110,7 +156,7 @@ def walkthroughs():
         print(file.stem, out[file.stem], flush=True)
     return out
 
-PARTS = dict(clicks=clicks, previews=previews, page=page, walkthroughs=walkthroughs)
+PARTS = dict(clicks=clicks, looks=looks, previews=previews, page=page, walkthroughs=walkthroughs)
 
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

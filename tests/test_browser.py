@@ -55,26 +55,47 @@ PIXELS = '''async e => {
 def test_choosing(lab):
     page, kernel = lab
     first, second = (page.locator('.aux-picker').nth(i) for i in (0,1))
-    tiles = first.locator('.sb-tile:visible')
+    tiles, others = (x.locator('.sb-pool .sb-tile:visible') for x in (first, second))
     playwright.expect(tiles).to_have_count(24)
     assert all(w>=32 and 5<light<255 for w,light,_ in (tiles.nth(i).evaluate(PIXELS) for i in range(24)))
-    assert first.locator('.sb-strip img').evaluate_all('es => es.map(e => e.naturalWidth > 0)')==[True]*6
+    style = first.locator('.sb-strip .sb-tile:visible')
+    assert style.count()==6 and all(5<style.nth(i).evaluate(PIXELS)[1]<255 for i in range(6))
     tiles.nth(2).click(); tiles.nth(5).click()
     playwright.expect(first.locator('.sb-count')).to_contain_text('2 chosen')
     playwright.expect(second.locator('.sb-count')).to_contain_text('2 chosen')             # the second view keeps step
     assert kernel('picker.chosen')==[2,5] and kernel('len(picker.images)')==2
-    playwright.expect(second.locator('.sb-tile.mod-active')).to_have_count(2)
-    second.locator('.sb-tile').nth(2).click()
+    playwright.expect(second.locator('.sb-pool .sb-tile.mod-active')).to_have_count(2)
+    others.nth(2).click()
     playwright.expect(first.locator('.sb-count')).to_contain_text('1 chosen')
     before = tiles.nth(0).evaluate(PIXELS)
     first.get_by_role('button', name='›').click()
     playwright.expect(first.locator('.sb-pager')).to_contain_text('25–48 of 60')
     eventually(lambda: tiles.nth(0).evaluate(PIXELS)!=before)
     assert kernel('picker.chosen')==[5]
+    first.get_by_role('button', name='‹').click()
+    playwright.expect(first.locator('.sb-pager')).to_contain_text('1–24 of 60')
+    where = tiles.nth(9).bounding_box()
+    tiles.nth(9).click(); kernel.until('picker.chosen', [5,9])
+    tiles.nth(12).click(modifiers=['Shift']); kernel.until('picker.chosen', [5,9,10,11,12])  # Shift takes all from the last one
+    flag = first.locator('.sb-pool .sb-flag').first
+    said = flag.inner_text(); flag.click(); playwright.expect(flag).not_to_have_text(said)
+    assert kernel('picker.flags.said[0]')==(None if 'thing' in said else False)
+    flag.click(); flag.click()
     first.locator('.sb-rule select').first.select_option('people'); first.get_by_role('button', name='Choose').click()
-    playwright.expect(first.locator('.sb-count')).to_contain_text('20 chosen of 60 20 with people, 0 without')
-    playwright.expect(first.locator('.sb-said.warn')).to_contain_text('One-sided')
-    assert kernel('picker.images.people')==[True]*20
+    playwright.expect(first.locator('.sb-count')).to_contain_text('20 chosen of 60')
+    playwright.expect(first.locator('.sb-count')).to_contain_text('20 with people, 0 without')
+    playwright.expect(first.locator('.sb-said.warn').first).to_contain_text('One-sided')
+    assert kernel('picker.images.people')==[True]*20 and kernel('picker._filter.value')=='chosen'
+    assert tiles.nth(9).bounding_box()==where                                                # a warning moves no picture
+
+def test_a_picture_is_large_under_the_mouse_and_by_the_keyboard(lab):
+    page, _ = lab
+    tile = page.locator('.aux-picker').first.locator('.sb-pool .sb-tile').nth(2)
+    large = lambda: tile.evaluate("e => { const s = getComputedStyle(e, '::after'); return [s.visibility, s.backgroundImage==getComputedStyle(e, '::before').backgroundImage, parseFloat(s.width)] }")
+    assert large()[0]=='hidden'
+    tile.hover(); eventually(lambda: large()==['visible', True, 264])
+    page.mouse.move(0, 0); eventually(lambda: large()[0]=='hidden')
+    tile.focus(); page.keyboard.press('Shift+Tab'); page.keyboard.press('Tab'); eventually(lambda: large()[0]=='visible')
 
 def test_watching(lab):
     page, kernel = lab
@@ -82,6 +103,7 @@ def test_watching(lab):
     box.get_by_role('button', name='Start').click()
     film = box.locator('.sb-film img')
     film.first.wait_for()
+    playwright.expect(box.locator('.sb-film')).to_contain_text('before')                     # what the untouched base draws
     playwright.expect(film).not_to_have_count(1)
     one, two = (film.nth(i).evaluate(PIXELS) for i in (0,1))
     assert one[0]==two[0]==64 and one!=two                                                   # the model has moved between two steps
@@ -91,7 +113,7 @@ def test_watching(lab):
     kernel.until('monitor.state', 'stopped')
     at = kernel('monitor.step')
     assert 2<=at<400 and kernel('monitor.result.checkpoint.name')==f'step-{at:06d}' and box.locator('svg').count()==1
-    assert box.get_by_role('button', name='Go on').is_enabled()
+    assert box.get_by_role('button', name='Go on').is_enabled() and box.get_by_role('button', name='Stop').count()==0
 
 def test_comparing(lab):
     page, kernel = lab
@@ -106,13 +128,37 @@ def test_comparing(lab):
     assert tile(0, 1).evaluate(PIXELS)==before[0]                                            # the base has no steps
     tile(1, 2).click(); kernel.until('compare.pair[1]', 'none')
     tile(2, 2).click(); kernel.until('compare.pair', ('none','aux'))
-    close = box.locator('.sb-close img')
-    light = 'float(np.asarray(Image.open(io.BytesIO(compare._picture.value)).convert("RGBA")).mean())'
-    eventually(lambda: abs(close.evaluate(PIXELS)[1]-kernel(light))<.5)                       # the browser shows what Python has by now
-    b = close.evaluate(PIXELS)
-    box.get_by_role('button', name='Flip').click(); kernel.until('compare.blend', 0)
-    eventually(lambda: close.evaluate(PIXELS)!=b)
-    assert close.evaluate(PIXELS)[0]==320 and kernel('compare.prompt')==2
+    kernel.until('compare.stage.alive', True)
+    stage = box.locator('.st')
+    assert not box.locator('.sb-close .widget-image').is_visible()                            # the plain picture is for where there is no stage
+    one, two = (stage.locator('.st-view').first.locator('img').nth(i) for i in (0,1))
+    eventually(lambda: [one.evaluate(PIXELS), two.evaluate(PIXELS)]==[tile(1, 2).evaluate(PIXELS), tile(2, 2).evaluate(PIXELS)])
+    name = stage.locator('.st-view').first.locator('.st-name').first
+    playwright.expect(name).to_have_text('aux')
+    stage.get_by_role('button', name='Flip').click(); kernel.until('compare.blend', 0)
+    playwright.expect(name).to_have_text('none')
+    stage.focus(); page.keyboard.press('Space'); kernel.until('compare.blend', 100)
+    assert kernel('compare.prompt')==2
+    cells = page.locator('.jp-Cell').count()
+    page.keyboard.press('v'); kernel.until('compare.stage.mode', 'swipe')
+    box_ = stage.locator('.st-view').first.bounding_box()
+    at = lambda x: (box_['x']+box_['width']*x, box_['y']+box_['height']/2)
+    page.mouse.move(*at(.9)); page.mouse.down(); page.mouse.move(*at(.5)); page.mouse.move(*at(.3)); page.mouse.up()
+    kernel.until('28<=compare.blend<=32', True)                                               # the edge is where the mouse let it go
+    assert 67<=stage.locator('.st-layer').nth(1).evaluate('e => parseFloat(e.style.clipPath.split(" ")[1])')<=73
+    page.keyboard.press('v'); kernel.until('compare.stage.mode', 'side')
+    second = stage.locator('.st-view').nth(1)
+    assert second.locator('img').count()==1 and second.locator('img').evaluate(PIXELS)==tile(2, 2).evaluate(PIXELS)   # nothing lies on it
+    playwright.expect(stage.locator('.st-name:visible')).to_have_text(['none','aux'])
+    page.keyboard.press('+'); kernel.until('compare.stage.view[0]', 1.5)
+    moves = stage.locator('.st-view:visible img:visible').evaluate_all('es => es.map(e => e.style.transform)')
+    assert len(moves)==2 and moves[0]==moves[1]!='translate(0%, 0%) scale(1)'                  # both at the same zoom
+    page.keyboard.press('0'); page.keyboard.press('v'); kernel.until('compare.stage.mode', 'blend')
+    assert page.locator('.jp-Cell').count()==cells                                            # its keys are not the notebook's
+    kernel("compare.stage.ask([compare.pictures(k)[0] for k in ('none','aux')])")
+    playwright.expect(stage.locator('.st-name:visible')).to_have_text(['A','B'])
+    assert 'none' not in stage.inner_text() and 'aux' not in stage.inner_text()
+    page.keyboard.press('3'); kernel.until('compare.stage.answer', 'B')
     box.get_by_role('button', name='things').click(); kernel.until('compare.group', 'things')
     playwright.expect(box.locator('.sb-labels')).to_contain_text('person 1')
 
@@ -138,7 +184,15 @@ def test_the_page_works_without_a_kernel(lab, tmp_path):
         assert page.locator('td[data-k="none"]:visible').count()==0
         cell.click()
         assert page.locator('dialog').is_visible() and 'person 3' in page.locator('#what').inner_text()
-        big = page.locator('#big').evaluate(shown)
-        page.keyboard.press('ArrowLeft')
-        assert page.locator('#big').evaluate(shown)!=big and faults==[]
+        stage = page.locator('dialog .st')
+        top = stage.locator('img').nth(1)
+        eventually(lambda: top.evaluate('e => e.complete && e.naturalWidth>0'))
+        big = top.evaluate(PIXELS)
+        page.keyboard.press('ArrowLeft')                                                      # the base lies on it now, for none is hidden
+        playwright.expect(stage.locator('.st-name').first).to_have_text('untouched base')
+        eventually(lambda: top.evaluate(PIXELS)!=big)
+        assert stage.locator('img').first.evaluate(PIXELS)==big
+        page.keyboard.press('Space'); playwright.expect(stage.locator('.st-name').first).to_have_text('aux')
+        page.keyboard.press('v'); page.keyboard.press('+')
+        assert 'scale(1.5)' in top.get_attribute('style') and stage.get_attribute('data-mode')=='swipe' and faults==[]
     finally: page.close()

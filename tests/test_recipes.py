@@ -9,7 +9,7 @@ from hypothesis import given, strategies as st
 from styleboost.methods.load import METHODS
 from styleboost.methods.textual_inversion import TextualInversion
 from styleboost.pictures.images import ImageSet, Picture
-from styleboost.training.recipes import Binding, Generated, Recipe, dreambooth, hold, no_prior, settled, styleboost, with_hold, with_prior
+from styleboost.training.recipes import Binding, Generated, Recipe, dreambooth, hold, multi, no_prior, settled, styleboost, with_hold, with_prior
 from styleboost.pictures.prompts import read_prompts, style_prompt
 
 def flagged(*flags): return ImageSet([Picture(f'{i}.png', data=bytes([i]), people=p) for i,p in enumerate(flags)], 'mine')

@@ -4,7 +4,7 @@ from importlib.resources import files
 from html.parser import HTMLParser
 from types import SimpleNamespace
 
-import pytest
+import pandas as pd, pytest
 from hypothesis import given, strategies as st
 from PIL import Image
 
@@ -12,6 +12,8 @@ from styleboost.showing import report
 from styleboost.pictures.images import ImageSet, Picture, png
 from styleboost.core import StyleboostError
 from styleboost.showing.report import Column, best, score_rows, write_report
+from styleboost.judging.metrics import METRICS as ALL
+from styleboost.studies.results import judge_right, judged, untold
 from styleboost.showing.figures import PALETTE, apart, asset, filled, formatted
 
 EVIL = '<script>alert("1")</script> & "a \'quoted\' $x$ <img src=http://evil.example/x.png>'
@@ -165,3 +167,28 @@ def test_the_light_colours_stand_in_one_place():
 def test_what_is_put_into_a_template_is_escaped():
     page = filled('showing/page.html', title=EVIL, splits={}, groups=[], seeds=[], steps=[], columns=[])
     assert EVIL not in page and page.count('<script')==2
+
+def people_rows(**rates):
+    "A study's rows: what a judge saw of ten prompts for people and ten others, (people where asked for, where not) an arm."
+    rows = [dict(arm=a, group=g, metric=m, value=v, n=10) for a,two in rates.items() for (m,g),v in zip((('people_rate','people'), ('false_people_rate','things')), two)]
+    return pd.DataFrame(rows)
+
+def test_beside_a_people_number_stands_how_often_the_judge_is_right():
+    rows = people_rows(truth=(.9,.2), base=(.7,.3), none=(.8,.1))
+    told = judged(rows)
+    assert judge_right(rows)==(17,20) and untold(rows)=={}
+    assert told['people_rate'][:2]==('people where asked for (judge right: 17 of 20)', 'up') and told['kid']==ALL['kid']
+    assert 'Nobody has checked' in judged(people_rows(none=(.8,.1)))['people_rate'][2]
+    assert judged(people_rows(none=(.8,.1)).head(0))['people_rate'][:2]==ALL['people_rate'][:2]
+
+def test_where_the_artist_is_below_the_base_it_cannot_be_told(tmp_path):
+    rows = people_rows(truth=(.62,.3), base=(.88,.2), none=(.7,.2))
+    assert set(untold(rows))=={'people_rate','false_people_rate'} and set(untold(people_rows(truth=(.62,.1), base=(.88,.2))))=={'people_rate'}
+    assert '62% of the artist\'s own' in untold(rows)['people_rate'] and '88% of the untouched base\'s' in untold(rows)['people_rate']
+    label, way, meaning = judged(rows)['people_rate']
+    assert 'cannot be told' in label and way==''
+    columns = [Column(n, n, [None], dict(people=dict(n=1, people_rate=v))) for n,v in (('base',.88), ('none',.7), ('aux',.1))]
+    of = lambda way: [marked for _,marked,_ in score_rows(columns, dict(people_rate=(label, way, meaning)))[0]['rows'][0]['cells']]
+    assert of('up')==[False,True,False] and of('')==[False]*3
+    text = write_report(tmp_path, 't', 'l', columns, [SimpleNamespace(text='a', people=True, truth=None)], ImageSet([picture('teal')], name='ref'), [], {}, dict(people_rate=(label, '', meaning))).read_text('utf-8')
+    assert 'cannot be told' in text and '↑' not in text and '↓' not in text and '<mark>' not in text

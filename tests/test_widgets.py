@@ -11,11 +11,14 @@ from safetensors.torch import load_file
 from styleboost.pictures.images import ImageSet, Picture, png
 from styleboost.core import StyleboostError, log
 from styleboost.pictures.prompts import Prompt
+from styleboost.bases.sampling import sample
 from styleboost.training.runs import Run
 from styleboost.training.loop import train
 from styleboost.widgets import monitor, panels
-from styleboost.widgets.picker import AuxPicker
-from styleboost.widgets.compare import Compare
+from styleboost.widgets.picker import AuxPicker, Flags, far_off
+from styleboost.training.recipes import no_prior, styleboost as with_styleboost
+from styleboost.widgets.compare import Compare, recipe_rows
+from styleboost.widgets.stage import Stage
 from styleboost.widgets.monitor import TrainingMonitor
 
 @pytest.fixture(scope='module')
@@ -51,7 +54,7 @@ def test_a_panel_has_its_own_style_sheet(ref, pool):
 def test_a_thumbnail_is_made_once(pool, monkeypatch):
     panels._made.clear()
     made = []
-    monkeypatch.setattr(panels, 'webp', lambda im, q=0: made.append(1) or 'data:image/webp;base64,')
+    monkeypatch.setattr(panels, 'png', lambda im: made.append(1) or b'')
     for _ in range(2):
         for p in (*pool, *[Picture(f'again-{p.name}', data=p.data) for p in pool]): panels.thumb(p)
     assert len(made)==40
@@ -64,6 +67,13 @@ def test_thumbnails_do_not_fill_the_memory(pool, monkeypatch):
 def test_a_thumbnail_is_no_larger_than_asked_and_no_larger_than_the_picture(picture):
     size = lambda uri: Image.open(io.BytesIO(base64.b64decode(uri.split(',')[1]))).size
     assert size(panels.thumb(picture('wide', (400,100)), 200))==(200,50) and size(panels.thumb(picture('small', (40,30)), 200))==(40,30)
+
+def test_a_small_picture_keeps_every_pixel_and_is_enlarged_as_pixels(picture):
+    small, large = picture('small', (128,40)), picture('large', (129,40))
+    kept, other = panels.thumb(small), panels.thumb(large)
+    assert Image.open(io.BytesIO(base64.b64decode(kept.split(',')[1]))).convert('RGB').tobytes()==small.open().tobytes()
+    sheet = panels.tile_styles('grid', [kept, other], 2)
+    assert other.startswith('data:image/webp') and [('pixelated' in rule) for rule in sheet.split('}')[:2]]==[True,False]
 
 def test_a_panel_shown_twice_is_one_widget(pool, ref, monkeypatch):
     shown = []
@@ -139,7 +149,7 @@ def test_a_suggestion_is_where_one_begins(ref, pool, suggestion):
     assert p.chosen==[3,4,8] and p.scores==['near','general','score'] and p.known.people[39] is True and p.known.people[38] is None
     p.invert(); p.suggested()
     assert p.chosen==[3,4,8]
-    assert p.tiles.buttons[3].description.split('\n')==['near 0.08', 'general 0.92', 'thing']
+    assert p.tiles.buttons[3].description.split('\n')==['near 0.08', 'general 0.92'] and p.tiles.marks[3].description=='○ thing'
 
 def test_a_suggestion_for_another_pool_is_refused(ref, pool, suggestion, refused):
     with refused('another pool', 'pool'): AuxPicker(ref, pool[:30], suggestion)
@@ -210,12 +220,16 @@ def test_a_file_that_is_no_choice_is_said_in_the_widget_and_changes_nothing(pick
     if content is not None: (tmp_path/'aux.json').write_text(content)
     picker.chosen = [4]; picker._file.value = str(tmp_path/'aux.json')
     next(b for b in buttons(picker.widget) if b.description=='Load').click()
-    assert words in picker.sentence and picker.sentence in text(picker._below) and picker.chosen==[4]
+    assert words in picker.sentence and picker.sentence in text(picker._spoke) and picker.chosen==[4]
+    row = next(w for w in rows(picker.widget) if picker._file in w.children)      # beside the button that asked for it
+    assert picker._spoke in row.children and not text(picker._below)
 
 def test_a_place_that_cannot_be_written_to_is_said(picker, tmp_path):
     picker._file.value = str(tmp_path/'nowhere'/'aux.json')
     next(b for b in buttons(picker.widget) if b.description=='Save').click()
     assert 'could not be written' in picker.sentence
+
+def rows(widget): return [r for c in getattr(widget, 'children', ()) for r in rows(c)] + ([widget] if hasattr(widget, 'children') else [])
 
 def buttons(widget): return [b for c in getattr(widget, 'children', ()) for b in buttons(c)] + ([widget] if type(widget).__name__=='Button' else [])
 
@@ -235,6 +249,133 @@ def test_a_click_or_a_choice_that_fails_is_said_and_the_widget_lives_on(pool, re
         except OSError: pass                                                      # what is no refusal is in the log, too
         assert p.sentence.startswith(words)
     p.tiles.show = real; del p._count; p.choose(2); assert len(p.images)==2
+
+# who shows people
+
+def test_a_press_corrects_a_guess_then_confirms_it_then_takes_it_back(ref, pool, suggestion):
+    p = AuxPicker(ref, pool, suggestion, page=40)
+    seen = [(p.known.people[39], p.known.guessed[39], p.tiles.marks[39].description)]
+    for _ in range(3):
+        p.tiles.marks[39].click()
+        seen.append((p.known.people[39], p.known.guessed[39], p.tiles.marks[39].description))
+    assert seen==[(True,True,'● person?'), (False,False,'○ thing'), (True,False,'● person'), (True,True,'● person?')]
+    assert p.chosen==[3,4,8]                                                       # it is no choice
+    p.chosen = [39]; assert '1 with people, 0 without (1 of them guessed)' in squeezed(p._status) and p.images.people==[None]
+    for _ in range(2): p.tiles.marks[39].click()
+    assert p.images.people==[True] and 'guessed' not in text(p._status)
+
+def test_what_somebody_said_can_be_changed_too(picker, ref):
+    picker.tiles.marks[0].click()
+    assert picker.known.people[0] is False and picker.pool[0].people is True       # the pool itself stays
+    before, then = picker.ref.people, {True:False, False:None, None:True}
+    picker.strip.buttons[0].value = True; picker.strip.marks[1].click()
+    assert picker.ref.people==[then[before[0]], then[before[1]], *before[2:]]
+    assert not any(picker.strip.chosen) and picker.ref.hash==ref.hash
+
+def test_flags_are_kept_beside_the_pictures_and_everything_else_stays(on_disk, ref, refused):
+    folder = on_disk[0].path.parent; file = folder/'metadata.jsonl'
+    with file.open('a') as f: f.write('{"file_name": "gone.png", "text": "left alone", "mood": 7}\n')
+    was = [json.loads(l) for l in file.read_text().splitlines()]
+    p = AuxPicker(ref, on_disk, page=10)
+    p.keep(); assert 'changed nothing' in p.sentence
+    p.tiles.marks[0].click(); p.tiles.marks[1].click()                             # a person less, and one of whom nothing is said
+    p.keep(); assert str(file) in p.sentence
+    now = [json.loads(l) for l in file.read_text().splitlines()]
+    assert now[0]==dict(was[0], people=False) and now[1]=={k:v for k,v in was[1].items() if k!='people'} and now[2:]==was[2:]
+    assert ImageSet.from_folder(folder).people[:3]==[False,None,True]
+    p.keep(); assert 'changed nothing' in p.sentence
+    p.strip.marks[0].click(); p.keep(); assert 'no folder of their own' in p.sentence
+    file.rename(folder/'Metadata.JSONL'); p.tiles.marks[2].click(); p.keep()           # no second file hides the first
+    assert not file.exists() and ImageSet.from_folder(folder).people[2] is False
+    (folder/'Metadata.JSONL').rename(folder/'metadata.csv'); p.tiles.marks[2].click()
+    with refused('metadata.csv', 'people'): p.keep()
+    assert not file.exists()
+
+def test_flags_that_cannot_be_written_are_said(on_disk, ref, refused):
+    file = on_disk[0].path.parent/'metadata.jsonl'
+    p = AuxPicker(ref, on_disk, page=10); p.tiles.marks[0].click()
+    file.write_text('{"file_name":\n')
+    with refused('not a JSON object', 'metadata.jsonl'): p.keep()
+    assert file.read_text()=='{"file_name":\n' and p.flags.said!=p.flags.own       # and nothing is lost
+
+def test_the_judge_guesses_where_nobody_has_spoken_and_nowhere_else(ref, pool):
+    p = AuxPicker(ref, pool, page=40)
+    next(b for b in buttons(p.widget) if b.description=='Guess').click()
+    assert p.known.guessed.tolist()==[False]*38+[True]*2 and p.known.people[:38].tolist()==pool.people[:38]
+    assert 'a guess' in p.sentence and p.tiles.marks[39].description in ('● person?','○ thing?')
+    assert not any(b.description=='Guess' for b in buttons(AuxPicker(ref.where(True), pool.where(True)).widget))
+
+# more than a click
+
+def test_shift_takes_all_from_the_last_click_to_this_one(picker):
+    picker._sort.value = 'near'
+    click(picker, 2); picker.shift.held = True; click(picker, 6)
+    assert picker._chosen==set(picker._order[2:7]) and picker.tiles.chosen[:8]==[False]*2+[True]*5+[False]
+    picker.turn(); click(picker, 1)
+    assert picker._chosen==set(picker._order[2:14])                                 # over the edge of a page, too
+    click(picker, 0)
+    assert picker._chosen==set(picker._order[2:12])                                 # what is taken away goes as a range as well
+    picker.shift.held = False; click(picker, 5)
+    assert len(picker.chosen)==11
+
+def test_a_choice_can_be_undone(picker, refused):
+    click(picker, 1); picker.choose(9, 'half'); picker.clear()
+    undo = next(b for b in buttons(picker.widget) if b.description=='Undo')
+    undo.click(); assert len(picker.chosen)==9 and sum(picker.tiles.chosen)==9
+    undo.click(); undo.click(); assert picker.chosen==[] and undo.disabled
+    with refused('no earlier choice'): picker.undo()
+
+def test_after_choosing_by_a_rule_one_sees_what_it_chose(picker):
+    picker._n.value, picker._who.value, picker._by.value = 4, 'people', 'near'
+    next(b for b in buttons(picker.widget) if b.description=='Choose').click()
+    assert picker._filter.value=='chosen' and sorted(picker._shown)==picker.chosen and len(picker.chosen)==4
+
+def test_captions_are_searched(picker):
+    picker._search.value = 'P1 picture'
+    assert [picker.pool[i].name for i in picker._shown]==[f'p{i}.png' for i in range(10, 20)]
+    picker._search.value = 'submarine'; assert picker._shown==[]
+
+def test_the_size_of_tiles_is_one_short_message(picker):
+    sheets = changes(picker.tiles._sheet); picker._large.value = 192
+    assert '--tile:192px' in picker.tiles._size.value and sheets==[]
+
+def test_a_folder_is_what_training_takes_and_the_line_is_told(picker, tmp_path, refused):
+    with refused('Nothing is chosen'): picker.save_folder(tmp_path/'aux')
+    picker.chosen = [0,1,38]; picker.tiles.marks[0].click()
+    picker.save_folder(tmp_path/'aux')
+    again = ImageSet.from_folder(tmp_path/'aux')
+    assert again.people==[False,False,None] and [p.sha for p in again]==[p.sha for p in picker.images]
+    assert picker.sentence.endswith(f'styleboost train --prior {tmp_path/"aux"}')
+    with refused('is not empty'): picker.save_folder(tmp_path/'aux')
+
+@pytest.mark.parametrize('nearest, said', [(.8,''), (.5,''), (.25,'4.0 times as far'), (0,'')])
+def test_a_pool_that_is_far_from_the_style_is_said(ref, pool, nearest, said):
+    p = AuxPicker(ref, pool, measure=lambda s: dict(near=np.linspace(0, nearest, len(s))))
+    assert (said in far_off(p.known)) if said else far_off(p.known)==''
+
+# the stage
+
+def test_the_stage_hides_names_and_takes_an_answer(pool):
+    stage, a, b, heard = Stage(), pool[0].open(), pool[1].open(), []
+    stage.observe(lambda c: heard.append(c.new), 'answer')
+    stage.show([a, None], ['left','right'])
+    assert stage.names==['left','right'] and stage.pictures[1]=='' and not stage.hidden
+    stage.ask([a, b], ['A','B'])
+    assert stage.hidden and stage.names==['A','B'] and stage.choices==['A','B']
+    stage.answer = 'B'; stage.ask([b, a], ['A','B']); stage.answer = 'B'
+    assert heard==['B','','B']                                                      # the same answer twice is heard twice
+    assert Image.open(io.BytesIO(base64.b64decode(stage.pictures[0].split(',')[1]))).convert('RGB').tobytes()==b.tobytes()
+
+def test_everything_works_without_anywidget():
+    code = """import sys; sys.modules['anywidget'] = None
+from styleboost.pictures.world import pool, style_ref
+from styleboost.widgets.picker import AuxPicker
+from styleboost.widgets.stage import Stage
+p = AuxPicker(style_ref(people=2, things=2), pool('people')[:5]); p.tiles.buttons[1].value = True
+s = Stage(); s.ask([None, None]); s.answer = 'A'
+assert p.chosen==[1] and not s.alive and s.shown==p.shift.shown==[] and s.choices"""
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True)
+    assert done.returncode==0, done.stderr
 
 # watching
 
@@ -295,6 +436,25 @@ def test_stopped_in_the_background_it_keeps_its_work_and_goes_on(watched):
     assert m.state=='stopped' and 'Nothing is being trained' in m.sentence
     m._start.click(); m.wait()
     assert m.state=='done' and [l['step'] for l in m.lines]==[10,20,30,40]
+
+def test_there_is_no_button_that_could_do_nothing(watched):
+    m, job = watched()
+    shown = lambda: [b.description for b in (m._start, m._halt) if b.layout.display!='none']
+    assert shown()==['Start']
+    seen = []
+    m._film_now = lambda: seen.append(shown())
+    m.run()
+    assert seen==[[]]*4 and shown()==[]                                             # in the foreground, and when it is done
+    m, job = watched('other'); job.go.clear(); m.start(); assert shown()==['Stop'] and 'sb-prepares' in m.widget._dom_classes
+    m.stop(); assert shown()==[]
+    job.go.set(); m.wait(); assert shown()==['Go on'] and 'sb-busy' not in m.widget._dom_classes
+
+def test_a_curve_has_axes(watched):
+    m, _ = watched(); m.run()
+    labels = re.findall(r'<text[^>]*>([^<]*)</text>', m._curves.value)
+    assert labels[-2:]==['10','40'] and float(labels[0])<float(labels[1]) and m._curves.value.count('<path')==2
+    m.lines = [dict(step=i, seconds=i, style=1/i) for i in range(1, 5001)]; m._losses_now()
+    assert len(m._curves.value)<6000                                                # however long the log is
 
 def test_two_at_once_are_refused_and_the_first_goes_on(watched, refused):
     (m, job), (other, _) = watched(), watched('other')
@@ -395,7 +555,9 @@ def test_a_real_run_in_the_background_stopped_and_gone_on_with_is_the_straight_r
     m = TrainingMonitor(recipe, tmp_path/'run', base=base, prompts=['woman'], every=1, steps_sampled=2, lines=1, device='cpu')
     m._watch = lambda line, watch=m._watch: (line['step']==2 and m.stop(), watch(line))[1]
     assert not m.start().wait().done and m.step==2 and m.result.checkpoint.name=='step-000002'
-    assert m.start().wait().done and digests(m.result)==digests(straight) and len(m.previews)==3
+    assert m.start().wait().done and digests(m.result)==digests(straight) and list(m.previews)==[0,1,3,4]
+    drawn = sample(base, ['woman'], 0, 2)[0]
+    assert m.previews[0][0].tobytes()==drawn.tobytes() and '<b>before</b>' in m._film.value    # what the untouched base draws
 
 def test_interrupted_in_the_middle_of_a_checkpoint_nothing_is_lost(base, quick, tmp_path, monkeypatch):
     recipe = quick(steps=4, checkpoint=2)
@@ -502,6 +664,50 @@ def test_the_last_two_that_were_clicked_lie_on_each_other(study):
     assert c._tiles['aux'].chosen[2] and c._tiles['none'].chosen[2] and not c._tiles['base'].chosen[2]
     before = c._picture.value; c.blend = 0
     assert c._picture.value!=before and near(Image.open(io.BytesIO(c._picture.value)), a)
+
+def test_the_large_picture_names_its_arm_and_the_slider_its_ends(study):
+    c = Compare(study); c.look(1, 'none'); c.look(1, 'aux')
+    assert [text(e).strip() for e in c._ends]==['none','aux'] and text(c._whose).strip()=='aux' and c.stage.names==['none','aux']
+    c.flip(); assert text(c._whose).strip()=='none' and c.stage.blend==0
+    c.stage.blend = 30; assert text(c._whose).strip()=='none 70 %, aux 30 %' and c.blend==30   # as the browser's slider does
+
+def test_where_the_stage_is_shown_no_plain_picture_is_made(study):
+    c = Compare(study)
+    assert c._live.layout.display=='none' and c._plain.layout.display!='none'
+    c.stage.alive = True
+    assert c._live.layout.display!='none' and c._plain.layout.display=='none'
+    sent, staged = changes(c._picture), []
+    c.stage.observe(lambda change: staged.append(change.new), 'pictures')
+    c.look(2, 'none'); c.look(2, 'aux'); c.blend = 40; c.flip()
+    assert sent==[] and len(staged)==2
+    pixels = [Image.open(io.BytesIO(base64.b64decode(u.split(',')[1]))).convert('RGB').tobytes() for u in c.stage.pictures]
+    assert pixels==[study.draw(k,0,200,2).tobytes() for k in ('none','aux')]
+
+def test_one_prompt_by_every_seed(study):
+    c = Compare(study); c.look(3, 'base'); c.look(3, 'aux')
+    assert c._seeds.value==''
+    c._all_seeds.value = True
+    assert re.findall('seed ([01])<', c._seeds.value)==['0','1'] and 'untouched' not in text(c._seeds)
+    c.look(3, 'none'); assert c._seeds.value.count('<img')==4
+    c._all_seeds.value = False; assert c._seeds.value==''
+
+def test_a_step_slider_that_does_nothing_says_why(study):
+    c = Compare(study); assert not c._step.disabled and text(c._why_step).strip()==''
+    study.chosen = dict(none=50, generated=100, aux=200)
+    c = Compare(study); assert not c._step.disabled and 'each arm at its own step' in text(c._why_step)
+    study.prompts = lambda split: [Prompt(f'{split} {i}') for i in range(10)]
+    c = Compare(study); assert c._step.disabled and 'show validation' in text(c._why_step)
+    c.split = 'validation'; assert not c._step.disabled
+    study.steps = (50,); assert 'the only one' in text(Compare(study)._why_step)
+
+def test_what_two_recipes_say_differently_stands_above_their_pictures(study, ref, pool):
+    recipes = dict(none=no_prior(ref, steps=100), aux=with_styleboost(ref, pool, n=7, steps=200))
+    study.info = dict(arms={k:json.loads(json.dumps(r.to_dict())) for k,r in recipes.items()})
+    c = Compare(study); c.look(0, 'none'); c.look(0, 'aux')
+    rows = dict((k, (a, b)) for k,a,b in recipe_rows(*[study.info['arms'][k] for k in ('none','aux')]))
+    assert rows['steps']==('100','200') and rows['prior pictures'][0]=='–' and '7 pictures' in rows['prior pictures'][1] and 'lr' not in rows
+    assert 'steps 100 200' in squeezed(c._differs)
+    c.look(0, 'base'); assert c._differs.value==''                                  # nobody trained it
 
 def test_a_blend_sends_one_picture(study):
     c = Compare(study)

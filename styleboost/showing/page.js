@@ -6,7 +6,19 @@ const D=JSON.parse(document.getElementById('data').textContent),
 for(const[k,u]of Object.entries(D.sheets))
     url[k]=URL.createObjectURL(new Blob([
     Uint8Array.from(atob(u.split(',')[1]),c=>c.charCodeAt(0))],{type:'image/webp'}));
-let look=null;
+/* what the stage shows, where no kernel keeps it */
+const model=(state=>{
+    const heard={};
+    return{
+        get:k=>state[k],
+        set(k,v){
+            state[k]=v;
+            (heard['change:'+k]||[]).forEach(f=>f())},
+        save_changes(){},
+        on(e,f){(heard[e]||=[]).push(f)},
+        off(){}}})({pictures:['',''],names:['',''],mode:'blend',blend:100,view:[1,.5,.5],hidden:false,choices:[],
+    answer:'',pixels:D.small?128:0,alive:false});
+let look=null,under=null;
     const value=n=>(document.querySelector(`input[name=${n}]:checked`)||{}).value;
 function state(){
     const best=document.getElementById('best'),
@@ -27,6 +39,7 @@ function draw(){
         on=new Set($('input[name=arm]:checked').map(e=>e.value)),
         at=document.getElementById('at');
     if(at)at.textContent=s.best?'':s.step;
+    root.style.setProperty('--n',Math.max(on.size,1));
     root.style.setProperty('--bar',document.querySelector('.bar2').offsetHeight+'px');
  D.columns.forEach((k,c)=>{
         D.splits.forEach((p,n)=>{
@@ -43,39 +56,68 @@ function draw(){
         r.hidden=r.dataset.split!=s.split||s.group!='all'&&r.dataset.people!=s.group);
     $('[data-k]').forEach(e=>e.hidden=!on.has(e.dataset.k));
     if(look)show()}
-function show(){
+/* a picture of a sheet, by itself */
+const sheets={};
+async function cut(n,i,c){
+    const u=url[key(c,D.splits[n])];
+    if(!u||(D.missing[key(c,D.splits[n])]||[]).includes(i))return'';
+    const image=sheets[u]??=Object.assign(new Image(),{src:u}),
+        whole=document.createElement('canvas');
+    await image.decode();
+    const side=image.naturalWidth/D.per;
+    whole.width=whole.height=side;
+    whole.getContext('2d').drawImage(image,i%D.per*side,Math.floor(i/D.per)*side,side,side,0,0,side,side);
+    return whole.toDataURL()}
+async function show(){
     const[i,c,n]=look,
-        b=document.querySelector(`button[data-s="${n}"][data-i="${i}"][data-c="${c}"]`),
-        big=document.getElementById('big');
-    for(const p of['backgroundImage','backgroundSize','backgroundPosition'])big.style[p]=b.style[p];
-    document.getElementById('what').textContent=b.title;
+        two=[under??c,c];
+    document.getElementById('what').textContent=D.prompts[n][i];
+    const pictures=await Promise.all(two.map(k=>cut(n,i,k)));
+    if(!look||look[0]!=i||look[1]!=c||look[2]!=n)return;
+    model.set('names',two.map(k=>D.titles[k]));
+    model.set('pictures',pictures);
  dialog.querySelector('nav').replaceChildren(...D.columns.map((k,j)=>{
         const e=document.createElement('button');
         e.textContent=D.titles[j];
-        e.hidden=document.querySelector(`td[data-k="${CSS.escape(k)}"]`).hidden;
+        e.hidden=hides(j);
         e.setAttribute('aria-pressed',j==c);
-        e.onclick=()=>{look=[i,j,n];show()};
+        e.onclick=()=>turn(j);
         return e}))}
+const hides=j=>document.querySelector(`td[data-k="${CSS.escape(D.columns[j])}"]`).hidden;
+/* another arm lies on the one before, so the two can be flipped */
+function turn(c){
+    if(c!=look[1])under=look[1];
+    look=[look[0],c,look[2]];
+    model.set('blend',100);
+    show()}
 root.addEventListener('input',e=>{
     const best=document.getElementById('best');
     if(best&&e.target.id=='step')best.checked=false;
     draw()});
     root.addEventListener('click',e=>{
         const b=e.target.closest('button[data-i]');
-        if(b&&!b.classList.contains('no')){
-            look=[+b.dataset.i,+b.dataset.c,+b.dataset.s];
-            show();
-            dialog.showModal()}});
-dialog.addEventListener('close',()=>look=null);
+        if(!b||b.classList.contains('no'))return;
+        look=[+b.dataset.i,+b.dataset.c,+b.dataset.s];
+        if(under===null||under==look[1]||hides(under))
+            under=[...D.columns.keys()].find(j=>j!=look[1]&&!hides(j))??look[1];
+        model.set('blend',100);
+        model.set('view',[1,.5,.5]);
+        show();
+        dialog.showModal();
+        dialog.querySelector('.st').focus()});
+dialog.addEventListener('close',()=>{
+        if(look)under=look[1];
+        look=null});
     dialog.addEventListener('click',e=>{if(e.target==dialog)dialog.close()});
 dialog.addEventListener('keydown',e=>{
     const d={ArrowRight:1,ArrowLeft:-1}[e.key];
-    if(d){
-        const n=D.columns.length;
-        let c=look[1];
-        do c=(c+d+n)%n;
-        while(document.querySelector(`td[data-k="${CSS.escape(D.columns[c])}"]`).hidden);
-        look=[look[0],c,look[2]];
-        show()}});
+    if(!d||e.target.tagName=='INPUT'||model.get('view')[0]>1)return;
+    e.preventDefault();
+    const n=D.columns.length;
+    let c=look[1];
+    do c=(c+d+n)%n;
+    while(hides(c));
+    turn(c)},true);
+    render({model,el:document.getElementById('stage')});
     draw();
     addEventListener('resize',draw)

@@ -7,7 +7,7 @@ __all__ = ['GROUP_NAMES', 'STYLE', 'Column', 'meet', 'best', 'bounds_of', 'inter
            'loss_curves', 'artwork_of', 'fact_text', 'plain', 'Head', 'Section', 'is_small', 'report_page',
            'report_data', 'check_pictures', 'write_report', 'overview']
 
-# %% ../../nbs/showing/01_report.ipynb #666b0df5
+# %% ../../nbs/showing/01_report.ipynb #7aa0b552
 import hashlib, json, math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +20,7 @@ from ..core import StyleboostError, write_whole
 from ..pictures.images import ImageSet, Picture
 from ..pictures.sheets import gridded, labelled
 from .figures import (
-    BASE, PALETTE, TRUTH, Line, asset, colours, data_uri, filled, formatted, page_svg, panels)
+    BASE, PALETTE, PIXELS, TRUTH, Line, asset, colours, data_uri, filled, formatted, page_svg, panels)
 
 # %% ../../nbs/showing/01_report.ipynb #b03893f3
 @dataclass
@@ -77,21 +77,21 @@ def intervals(
     pairs = zip(ends[:len(bounds)], ends[len(bounds):])
     return [f'{low} to {high}' if b else '' for b,(low,high) in zip(bounds, pairs)]
 
-# %% ../../nbs/showing/01_report.ipynb #00fa130a
+# %% ../../nbs/showing/01_report.ipynb #e54c963c
 GROUP_NAMES = {'people':'people', 'things':'things', 'all':'together'}
 
 def score_row(
     columns:list,  # of `Column`
     group:str,     # of `GROUP_NAMES`
     key:str,       # the metric
-    way:str,       # 'up' if more is better, or 'down'
+    way:str,       # 'up' if more is better, or 'down'; '' where it cannot be told, which marks none
 )->dict|None:      # None if no column has the metric in this group
     "A row of the table: for each column its number, whether it is marked, and its interval."
     scores = [c.scores.get(group) or {} for c in columns]
     values = [s.get(key) for s in scores]
     if all(v is None for v in values): return None
     shown, bounds = formatted(values, key), [bounds_of(s, key) for s in scores]
-    win = best(values, shown, [c.trained for c in columns], way, bounds)
+    win = best(values, shown, [c.trained for c in columns], way, bounds) if way else set()
     counts = [int(s.get(f'{key}_n', s['n'])) for s,v in zip(scores, values) if v is not None and 'n' in s]
     if len(set(counts))==1: counts = counts[:1]
     cells = [(s, i in win, between) for i,(s,between) in enumerate(zip(shown, intervals(bounds, key)))]
@@ -182,12 +182,12 @@ class Section:
     heads:list=()    # of a table
     rows:list=()     # of the table, lists of text
 
-# %% ../../nbs/showing/01_report.ipynb #880f858f
+# %% ../../nbs/showing/01_report.ipynb #996f42ad
 def is_small(
     im:Image.Image|Picture,
 )->bool:
     "Whether a picture is shown larger than it is; its pixels then stay sharp."
-    return max((im.open() if isinstance(im, Picture) else im).size)<=128
+    return max((im.open() if isinstance(im, Picture) else im).size)<=PIXELS
 
 def report_page(title, lead, verdict, columns, prompts, ref, facts, metrics, sections, head)->str:
     "The page; takes what `write_report` takes."

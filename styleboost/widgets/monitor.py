@@ -5,9 +5,10 @@
 # %% auto #0
 __all__ = ['PROMPTS', 'SHARE', 'duration', 'smooth', 'spark', 'TrainingMonitor', 'in_colab', 'Notes']
 
-# %% ../../nbs/widgets/02_monitor.ipynb #4029b4a7
+# %% ../../nbs/widgets/02_monitor.ipynb #78576298
 import logging, math, sys, threading, time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from html import escape
 from pathlib import Path
@@ -17,15 +18,17 @@ from fastcore.basics import patch
 from ipywidgets import HTML, IntProgress
 from PIL import Image
 
+from ..bases.load import load_base
 from ..bases.sampling import sample
 from ..training.runs import Run
 from ..training.loop import train
 from ..training.recipes import Recipe
 from ..core import StyleboostError, first_line, log, note
+from ..devices import pick_device
 from ..pictures.sheets import gridded
-from .panels import Panel, in_notebook, row, thumb
+from .panels import Panel, in_notebook, keeps_pixels, row, thumb
 
-# %% ../../nbs/widgets/02_monitor.ipynb #5b15d3e8
+# %% ../../nbs/widgets/02_monitor.ipynb #070d07b8
 def duration(
     seconds:float,
 )->str:
@@ -44,20 +47,27 @@ def smooth(
     return pd.Series(values, dtype=float).ewm(span=span).mean().tolist()
 
 def spark(
-    values:list,    # numbers, from left to right
-    width:int=180,  # pixels
-    height:int=36,
-)->str:             # SVG
-    "A small curve."
-    low, high = min(values), max(values)
-    def x(i): return i*width/max(len(values)-1, 1)
-    def y(v): return height-3-(v-low)/(high-low or 1)*(height-6)
+    values:list,     # numbers, from left to right
+    steps:tuple=(),  # the first and the last step; under the curve
+    width:int=240,   # pixels
+    height:int=88,
+)->str:              # SVG
+    "A small curve with its axes."
+    low, high, left, foot = min(values), max(values), 44, 18
+    def x(i): return left+i*(width-left-4)/max(len(values)-1, 1)
+    def y(v): return height-foot-4-(v-low)/(high-low or 1)*(height-foot-12)
+    def text(at, height, words, anchor): return f'<text x="{at}" y="{height}" text-anchor="{anchor}">{words}</text>'
     points = ' '.join(f'{x(i):.1f},{y(v):.1f}' for i,v in enumerate(values))
+    marks = [text(left-6, y(v)+4, f'{v:.3g}', 'end') for v in dict.fromkeys((low, high))]
+    for at,step,anchor in zip((left, width-4), steps, ('start','end')): marks.append(text(at, height-3, step, anchor))
+    axes = f'<path d="M{left} 4V{height-foot}H{width-4}" fill="none" stroke="var(--line,#ccc)"/>'
     line = f'<polyline points="{points}" fill="none" stroke="var(--mark)" stroke-width="2" stroke-linejoin="round"/>'
-    size = f'width="{width}" height="{height}" viewBox="0 0 {width} {height}"'
-    return f'<svg {size} role="img" aria-label="curve">{line}</svg>'
+    label = f'loss from {values[0]:.3g} to {values[-1]:.3g}'
+    style = 'font-size="11" fill="var(--soft,#666)"'
+    return (f'<svg width="{width}" height="{height}" role="img" aria-label="{label}">'
+            f'{axes}<g {style}>{"".join(marks)}</g>{line}</svg>')
 
-# %% ../../nbs/widgets/02_monitor.ipynb #d257eefc
+# %% ../../nbs/widgets/02_monitor.ipynb #d588e137
 PROMPTS = ('a woman', 'a man', 'a cat', 'a house')   # drawn on the way, unless others are given
 
 class TrainingMonitor(Panel):
@@ -72,7 +82,7 @@ class TrainingMonitor(Panel):
         preview_seed:int=0,       # of the first picture; the next ones count up
         every:int=None,           # steps between previews; as often as `SHARE` allows unless given
         steps_sampled:int=12,     # sampler steps of a preview
-        lines:int=10,             # steps between lines of the log, after which a stop is heard
+        lines:int=1,              # steps between lines of the log, after which a stop is heard
         **kw                      # anything else that `train` takes
     ):
         super().__init__()
@@ -92,6 +102,8 @@ class TrainingMonitor(Panel):
         self.draws = bool(self.prompts)          # until a preview fails
         self.spent, self._cost = 0., None        # seconds that all previews took, and the last
         self._began, self._told = None, 0.       # step and seconds that it went on from; when the browser was told
+        self._doing = ''                         # what it does before the first step
+        self._foreground = False
         self._stop, self._thread = threading.Event(), None
     def __repr__(self):
         return f'TrainingMonitor({str(self.out)!r}, {self.state}, step {self.step} of {self.steps or "?"})'
@@ -120,10 +132,10 @@ def _left(self:TrainingMonitor):
     spent = self.lines[-1]['seconds']-self._began[1]+self.spent
     return spent/done*(self.steps-self.step)
 
-# %% ../../nbs/widgets/02_monitor.ipynb #723daf6e
+# %% ../../nbs/widgets/02_monitor.ipynb #061e7677
 @patch
 def _headline(self:TrainingMonitor):
-    of = f'{self.step} of {self.steps} steps' if self.steps else 'preparing'
+    of = f'{self.step} of {self.steps} steps' if self.steps else self._doing or 'preparing'
     if self.state=='ready': return 'Ready to train'
     if self.running: return f'{"Stopping" if self._stop.is_set() else "Training"}: {of}'
     return f'{self.state.capitalize()}: {of}'
@@ -139,7 +151,7 @@ def _hopes(self:TrainingMonitor):
 
 @patch
 def _beside(self:TrainingMonitor):
-    if self.state=='ready': return f'into {self.out}'
+    if self.state=='ready': return f'into {self.out}'+('; call run() to begin' if in_colab() else '')
     if self.running: return self._hopes()
     if self.state=='stopped': return f'kept in {self.out}; start it again to go on'
     if self.state=='failed':
@@ -148,7 +160,7 @@ def _beside(self:TrainingMonitor):
     took = duration(self.lines[-1]['seconds']) if self.lines else 'nothing'
     return f'{took} of training, kept in {self.out}'
 
-# %% ../../nbs/widgets/02_monitor.ipynb #cab8ef4d
+# %% ../../nbs/widgets/02_monitor.ipynb #d7be7342
 @patch
 def _tell(self:TrainingMonitor):
     "Shows where it stands, in words and as a bar."
@@ -157,8 +169,11 @@ def _tell(self:TrainingMonitor):
     big, soft = escape(self._headline()), escape(self._beside())
     self._text.value = f'<div class="sb-state"><span class="sb-big">{big}</span> <span class="soft">{soft}</span></div>'
     self._start.disabled = self.running or self.state=='done' or in_colab()
-    self._halt.disabled = not self.running or self._foreground
+    self._halt.disabled = not self.running or self._foreground or self._stop.is_set()
+    for b in (self._start, self._halt): b.layout.display = 'none' if b.disabled else None
     self._start.description = 'Go on' if self.state in ('stopped','failed') and self.steps else 'Start'
+    for name,on in (('sb-busy', self.running), ('sb-prepares', self.running and not self.lines)):
+        (self.widget.add_class if on else self.widget.remove_class)(name)
 
 # %% ../../nbs/widgets/02_monitor.ipynb #d8cd8b48
 @patch(as_prop=True)
@@ -179,17 +194,18 @@ def table(self:TrainingMonitor)->pd.DataFrame:
     "The log: a row for each line."
     return pd.DataFrame(self.lines)
 
-# %% ../../nbs/widgets/02_monitor.ipynb #805b6632
+# %% ../../nbs/widgets/02_monitor.ipynb #a4026bf8
 @patch
 def _losses_now(self:TrainingMonitor):
     parts = []
     for binding,points in self.losses.items():
         line = smooth([v for _,v in points], max(1, len(points)/8))
         head = f'<b>{escape(binding)}</b> <span class="soft">loss</span> {line[-1]:.4f}'
-        parts.append(f'<div><div>{head}</div>{spark(line)}</div>')
+        some = [*line[:-1:math.ceil(len(line)/200)], line[-1]]   # a screen shows no more
+        parts.append(f'<div><div>{head}</div>{spark(some, (points[0][0], points[-1][0]))}</div>')
     self._curves.value = f'<div class="sb-curves">{"".join(parts)}</div>'
 
-# %% ../../nbs/widgets/02_monitor.ipynb #8d83c9cd
+# %% ../../nbs/widgets/02_monitor.ipynb #321bcb02
 @patch
 def _frames(self:TrainingMonitor, most=8):
     "Steps to show: the first, the last, and others evenly between."
@@ -202,20 +218,22 @@ def _film_row(self:TrainingMonitor, i, steps):
     "A prompt, and what was drawn for it at each step."
     prompt = escape(self.prompts[i])
     pictures = [(s, thumb(self.previews[s][i], 160)) for s in steps]
-    return f'<span class="soft">{prompt}</span>' + ''.join(
-        f'<img src="{uri}" alt="{prompt}, step {s}">' for s,uri in pictures)
+    def cell(s, uri):
+        small = ' class="small"' if keeps_pixels(uri) else ''
+        return f'<img src="{uri}" alt="{prompt}, step {s}"{small}>'
+    return f'<span class="soft">{prompt}</span>'+''.join(cell(*both) for both in pictures)
 
 @patch
 def _film_now(self:TrainingMonitor):
     "The previews: a row a prompt, a column a step."
     steps = self._frames()
     if not steps: return
-    head = ''.join(f'<b>{"step " if s==steps[0] else ""}{s}</b>' for s in steps)
+    head = ''.join(f'<b>{f"step {s}" if s else "before"}</b>' for s in steps)
     rows = ''.join(self._film_row(i, steps) for i in range(len(self.prompts)))
-    columns = f'minmax(60px,120px) repeat({len(steps)},minmax(48px,96px))'
+    columns = f'minmax(60px,120px) repeat({len(steps)},minmax(48px,128px))'
     self._film.value = f'<div class="sb-film" style="grid-template-columns:{columns}"><span></span>{head}{rows}</div>'
 
-# %% ../../nbs/widgets/02_monitor.ipynb #8c09ab8e
+# %% ../../nbs/widgets/02_monitor.ipynb #b764da40
 @patch
 def static(self:TrainingMonitor,
     size:int=64,  # pixels of a picture
@@ -224,7 +242,7 @@ def static(self:TrainingMonitor,
     steps = self._frames()
     if not steps: raise StyleboostError('No preview has been drawn yet; train first, with prompts to draw.')
     rows = zip(*[self.previews[s] for s in steps])
-    return gridded([f'step {s}' for s in steps], list(zip(self.prompts, rows)), size)
+    return gridded([f'step {s}' if s else 'before' for s in steps], list(zip(self.prompts, rows)), size)
 
 # %% ../../nbs/widgets/02_monitor.ipynb #99400e18
 _one = threading.Lock()  # a kernel trains one thing at a time
@@ -293,14 +311,35 @@ def _noted(self:TrainingMonitor, message):
     self.notes.append(message)
     self.say(message, 'warn')
 
-# %% ../../nbs/widgets/02_monitor.ipynb #175fece2
+# %% ../../nbs/widgets/02_monitor.ipynb #401cd7ad
 @patch
 def _job(self:TrainingMonitor):
     "What trains: the function that was given, or `train` with the recipe."
     if callable(self.recipe): return self.recipe
-    return partial(train, self.recipe, self.out, self.seed, base=self.base, resume=(self.out/'recipe.json').exists(),
-        progress=False, every=self.each, **self.kw)
+    return partial(train, self.recipe, self.out, self.seed, base=self._untouched(),
+        resume=(self.out/'recipe.json').exists(), progress=False, every=self.each, **self.kw)
 
+@patch
+def _untouched(self:TrainingMonitor):
+    "The base to train, after it has drawn what it draws before the first step; what `base` was if it need not draw."
+    if not self.draws or 0 in self.previews: return self.base
+    self._doing = 'drawing with the untouched base'
+    self._tell()
+    base = self.base or replace(load_base(self.recipe.base), shared=False)   # `train` may change it: nobody else has it
+    t, home = time.perf_counter(), base.device
+    try:
+        base.to(pick_device(self.kw.get('device')))
+        self.previews[0] = sample(base, self.prompts, self.preview_seed, self.steps_sampled)
+        self._cost = time.perf_counter()-t
+        self._film_now()
+    except Exception as e:
+        self.say(f'The untouched base could not draw ({first_line(e)}); the training goes on.', 'warn')
+    finally: base.to(home)
+    self._doing = ''
+    self._tell()
+    return base
+
+# %% ../../nbs/widgets/02_monitor.ipynb #66dde6db
 @patch
 def _work(self:TrainingMonitor):
     "Trains; whatever happens, the state says so."
