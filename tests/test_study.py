@@ -204,7 +204,7 @@ def test_drawn_pictures_are_read_from_their_own_folder_alone(picture, tmp_path, 
     (at/'metadata.jsonl').write_text(''.join(json.dumps(dict(file_name=n))+'\n' for n in ('1.png','2.png','out/secret.png')))
     assert [im is None for im in cells.kept_pictures(tmp_path, 'test', 1)]==[True, False, True] and sum('link' in m for m in said())==2
     (at/'metadata.jsonl').write_text(json.dumps(dict(file_name=str(secret))))
-    with refused('metadata.jsonl', 'secret.png'): cells.kept_pictures(tmp_path, 'test', 1)
+    with refused('metadata.jsonl', str(secret)[:60]): cells.kept_pictures(tmp_path, 'test', 1)
 
 def test_the_bases_pictures_are_drawn_again_where_one_is_lost(straight, make, tmp_path):
     folder = shutil.copytree(straight.folder, tmp_path/'s')
