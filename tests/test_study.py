@@ -6,7 +6,7 @@ from types import SimpleNamespace
 import pandas as pd, pytest, torch
 from hypothesis import given, settings, strategies as st
 
-from styleboost.core import StyleboostError
+from styleboost.core import StyleboostError, write_whole
 from styleboost.studies import arms, cells, study as rooms
 from styleboost.pictures import images
 from styleboost.studies.style import Style, embedded, own_style
@@ -112,6 +112,15 @@ def test_a_disk_too_small_for_the_weights_is_said_beforehand(straight, make, tmp
     assert not any('GB' in m for m in said())
     room(size*8-1); study.begin()                                      # two arms, two seeds, two checkpoints
     assert any('GB of weights' in m and 'lora' in m for m in said())
+
+@pytest.mark.parametrize('room', [rooms, cells])
+def test_a_disk_that_becomes_full_is_said(make, tmp_path, refused, monkeypatch, room):
+    "Also where what went wrong with a cell cannot be noted either."
+    def full(files): raise OSError(28, 'No space left on device', str(next(iter(files))))
+    study = make(tmp_path/'s', seeds=(0,))
+    monkeypatch.setattr(room, 'write_whole', full)
+    if room is cells: monkeypatch.setattr(rooms, 'write_whole', lambda files: full(files) if 'failed' in str(files) else write_whole(files))
+    with refused('No space left', 'make room'): study.run(progress=False)
 
 def test_few_prompts_are_scored_with_what_they_allow(make, tmp_path, said):
     make(tmp_path/'s', seeds=(0,)).run(progress=False)

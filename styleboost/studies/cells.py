@@ -11,7 +11,7 @@ import json, time
 from itertools import count
 from pathlib import Path
 
-from ..core import StyleboostError, first_line, note, write_whole
+from ..core import StyleboostError, first_line, note, on_disk, write_whole
 from ..pictures.captions import leads_out, metadata_rows
 from ..pictures.images import Picture
 from ..pictures.prompts import drawn
@@ -127,7 +127,7 @@ def keep_scores(
     others = [r for r in kept['rows'] if (r['split'], r['step'])!=(split, step)]
     for kind,s in seconds.items(): kept['seconds'][kind] = round(kept['seconds'].get(kind, 0)+s, 2)
     text = json.dumps(dict(rows=others+rows, seconds=kept['seconds']), indent=0)
-    write_whole({Path(folder)/'scores.json': text+'\n'})
+    with on_disk(folder): write_whole({Path(folder)/'scores.json': text+'\n'})
 
 # %% ../../nbs/studies/03_cells.ipynb #faf4dafa
 def _score_split(bench, folder, arm, split, step, images):
