@@ -138,6 +138,7 @@ def faults(row, truth):
     if row['left']: out.append('half-written files are left')
     if 'logged' in row and not row['finished'] and row['logged']<STEPS:
         due = row['logged'] if row['how']=='SIGTERM' and row['said']=='interrupted' else row['logged']-row['logged']%EVERY
+        if row['how']=='full disk': due -= EVERY     # the checkpoint that had no room is the one that ended the run
         if row['kept']<due: out.append(f'lost {due-row["kept"]} steps beyond the checkpoint')
     return out
 

@@ -1,5 +1,5 @@
-"""Training images per second of the trainer's own step against the bare loop: the same modules, dtype, batch and
-optimiser on random latents."""
+"""Training images per second of the trainer's own step against the bare loop: the same modules, dtype, batch, clipping
+and optimiser on random latents."""
 import argparse, json, statistics, time
 from dataclasses import replace
 from pathlib import Path
@@ -14,34 +14,39 @@ from styleboost.training.recipes import settled, styleboost
 from styleboost.training.runs import versions
 from styleboost.training.trainer import accelerator_for, prepared
 
-def bare(recipe, steps):
-    "Seconds of each step of forward, backward and AdamW, and nothing else."
+def bare(recipe):
+    "A step of what the recipe asks for: forward, backward, clipping and AdamW, and nothing else."
     base = attached(load_base(recipe.base), recipe.method)
     unet, text = (base.modules[k] for k in ('unet','text_encoder'))
-    opt = torch.optim.AdamW(trained(base).values(), recipe.lr, weight_decay=recipe.weight_decay, fused=True)
-    n, out = 2*recipe.batch, []
+    params = list(trained(base).values())
+    opt = torch.optim.AdamW(params, recipe.lr, weight_decay=recipe.weight_decay, fused=True)
+    n = 2*recipe.batch
     z, eps = torch.randn(2, n, *base.codec.shape((recipe.resolution,)*2))
     t, prompts = torch.randint(1000, (n,)), [b.prompts()[0] for b in recipe.bindings]
     ids = base.reader.tokens(prompts, 'text_encoder')
-    for _ in range(steps):
-        t0 = time.perf_counter()
+    def step():
         c = text(ids)[0].repeat_interleave(recipe.batch, 0)
         ((unet(z, t, c).sample-eps)**2).mean().backward()
+        torch.nn.utils.clip_grad_norm_(params, recipe.grad_clip)
         opt.step()
         opt.zero_grad()
-        out.append(time.perf_counter()-t0)
-    return out
+    return step
 
-def ours(base, recipe, steps):
-    "Seconds of each step of a `Trainer`, which draws its batches and notes its losses."
+def seconds(step):
+    t0 = time.perf_counter()
+    step()
+    return time.perf_counter()-t0
+
+def side_by_side(recipe, base, steps):
+    """Median seconds of a bare step and of a `Trainer`'s, which draws its batches and notes its losses. They take
+    turns, so that a busy machine slows both."""
     recipe, acc = accelerator_for(recipe, (), '.', 'cpu')
-    trainer, out = prepared(base.own(), recipe, 0, acc), []
-    for _ in range(steps):
-        t0 = time.perf_counter()
-        trainer.step()
-        out.append(time.perf_counter()-t0)
+    trainer = prepared(base.own(), recipe, 0, acc)
+    took, turns = ([], []), (bare(recipe), trainer.step)
+    for i in range(steps):
+        for k in (i%2, 1-i%2): took[k].append(seconds(turns[k]))
     trainer.stepper.close()
-    return out
+    return [statistics.median(t[4:]) for t in took]
 
 def main():
     p = argparse.ArgumentParser(description=__doc__)
@@ -54,10 +59,7 @@ def main():
     plain = styleboost(style_ref(), pool('people'), n=20, batch=a.batch)
     bindings = tuple(replace(b, prompt=b.prompt.replace(', {caption}','')) for b in plain.bindings)
     recipe = settled(replace(plain, bindings=bindings), base)
-    pairs = []
-    for _ in range(a.rounds):  # side by side, so that a busy machine slows both
-        x, y = bare(recipe, a.steps)[4:], ours(base, recipe, a.steps)[4:]
-        pairs.append((statistics.median(x), statistics.median(y)))
+    pairs = [side_by_side(recipe, base, a.steps) for _ in range(a.rounds)]
     n, ratios = 2*a.batch, [y/x for x,y in pairs]
     per_second = lambda seconds: round(n/statistics.median(seconds), 1)
     result = dict(device=device(), batch=f'{a.batch} + {a.batch}', dtype='float32',

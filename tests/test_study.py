@@ -7,7 +7,7 @@ import pandas as pd, pytest, torch
 from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 
-from styleboost.core import StyleboostError
+from styleboost.core import StyleboostError, write_whole
 from styleboost.studies import arms, cells, study as rooms
 from styleboost.pictures import images
 from styleboost.studies.style import Style, embedded, own_style
@@ -118,6 +118,15 @@ def test_a_disk_too_small_for_the_weights_is_said_beforehand(straight, make, tmp
     room(size*8-1); study.begin()                                      # two arms, two seeds, two checkpoints
     assert any('GB of weights' in m and 'lora' in m for m in said())
 
+@pytest.mark.parametrize('room', [rooms, cells])
+def test_a_disk_that_becomes_full_is_said(make, tmp_path, refused, monkeypatch, room):
+    "Also where what went wrong with a cell cannot be noted either."
+    def full(files): raise OSError(28, 'No space left on device', str(next(iter(files))))
+    study = make(tmp_path/'s', seeds=(0,))
+    monkeypatch.setattr(room, 'write_whole', full)
+    if room is cells: monkeypatch.setattr(rooms, 'write_whole', lambda files: full(files) if 'failed' in str(files) else write_whole(files))
+    with refused('No space left', 'make room'): study.run(progress=False)
+
 def test_few_prompts_are_scored_with_what_they_allow(make, tmp_path, said):
     make(tmp_path/'s', seeds=(0,)).run(progress=False)
     assert any('too few to measure kid, so style similarity chooses' in m for m in said())
@@ -209,7 +218,7 @@ def test_drawn_pictures_are_read_from_their_own_folder_alone(picture, tmp_path, 
     (at/'metadata.jsonl').write_text(''.join(json.dumps(dict(file_name=n))+'\n' for n in ('1.png','2.png','out/secret.png')))
     assert [im is None for im in cells.kept_pictures(tmp_path, 'test', 1)]==[True, False, True] and sum('link' in m for m in said())==2
     (at/'metadata.jsonl').write_text(json.dumps(dict(file_name=str(secret))))
-    with refused('metadata.jsonl', 'secret.png'): cells.kept_pictures(tmp_path, 'test', 1)
+    with refused('metadata.jsonl', str(secret)[:60]): cells.kept_pictures(tmp_path, 'test', 1)
 
 def test_the_bases_pictures_are_drawn_again_where_one_is_lost(straight, make, tmp_path):
     folder = shutil.copytree(straight.folder, tmp_path/'s')

@@ -222,6 +222,11 @@ def test_the_older_checkpoint_goes_when_the_disk_has_the_newer(go, quick, monkey
     end, old = done.index('+tuned.safetensors'), done.index('-checkpoints')
     assert end<old and '=weights' in done[end:old]
 
+def test_a_log_that_cannot_be_written_is_said(go, quick, tmp_path, refused):
+    log = tmp_path/'run'/'log.jsonl'
+    def spoilt(line): log.unlink(); log.mkdir()
+    with refused(log, 'choose another place'): go(quick(steps=3), watch=spoilt)
+
 def test_a_clock_that_is_set_back_is_not_seen(go, quick, monkeypatch):
     past = iter(range(10**9, 0, -1000))
     monkeypatch.setattr(time, 'time', lambda: float(next(past)))

@@ -568,7 +568,9 @@ def test_interrupted_in_the_middle_of_a_checkpoint_nothing_is_lost(base, quick, 
         return save(*args, **kw)
     monkeypatch.setattr(safetensors.torch, 'save_file', interrupted)
     m = TrainingMonitor(recipe, tmp_path/'run', base=base, prompts=(), device='cpu')
-    m.run()
+    was = signal.signal(signal.SIGINT, signal.default_int_handler)          # a shell's background jobs are deaf to Ctrl-C
+    try: m.run()
+    finally: signal.signal(signal.SIGINT, was)
     assert calls and m.state=='stopped' and {f.name for f in m.result.checkpoint.iterdir()}=={'weights.safetensors','optimizer.safetensors','state.json'}
     assert m.run().done and digests(m.result)==digests(straight)
 

@@ -320,11 +320,13 @@ def blank_stable(
         second = _text(CLIPTextModelWithProjection, 'open_clip_g', toks[0], small) if family.two else None
     settings = dict(beta_schedule='scaled_linear', beta_start=.00085, beta_end=.012, clip_sample=False, steps_offset=1,
         prediction_type='v_prediction' if family is SD2 else 'epsilon')
-    sched = _SAMPLER[family.name].from_config(dict(DDPMScheduler(**{**settings, **noise}).config))
+    with torch.device('cpu'):                # a schedule is numbers, also where the caller asks for shapes alone
+        schedule = DDPMScheduler(**{**settings, **noise})
+        sched = _SAMPLER[family.name].from_config(dict(schedule.config))
     parts = dict(vae=vae, text_encoder=text, tokenizer=toks[0], unet=unet, scheduler=sched,
         text_encoder_2=second, tokenizer_2=toks[1])
     b = family.base(f'blank {family.name}', f'blank-{family.name}-{seed}', parts, zeros=family.two)
-    b = replace(b, process=Gaussian(DDPMScheduler(**{**settings, **noise}), type(sched).__name__, name=b.name))
+    b = replace(b, process=Gaussian(schedule, type(sched).__name__, name=b.name))
     for m in b.modules.values(): m.requires_grad_(False).eval()
     return b
 

@@ -11,7 +11,7 @@ import json, time
 from itertools import count, product
 from pathlib import Path
 
-from ..core import StyleboostError, first_line, note, write_whole
+from ..core import StyleboostError, first_line, note, on_disk, write_whole
 from ..pictures.captions import leads_out, metadata_rows
 from ..pictures.images import Picture
 from ..pictures.prompts import drawn
@@ -137,7 +137,7 @@ def keep_scores(
     rows = [written(dict(r, strength=strength)) for r in rows]
     for kind,s in seconds.items(): kept['seconds'][kind] = round(kept['seconds'].get(kind, 0)+s, 2)
     text = json.dumps(dict(rows=others+rows, seconds=kept['seconds']), indent=0)
-    write_whole({Path(folder)/'scores.json': text+'\n'})
+    with on_disk(folder): write_whole({Path(folder)/'scores.json': text+'\n'})
 
 # %% ../../nbs/studies/03_cells.ipynb #60b09c1c
 def _whole(images, asked): return len(images)==len(asked) and all(images)

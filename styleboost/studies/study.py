@@ -15,7 +15,7 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from .. import __version__
-from ..core import LOCK, StyleboostError, alone, log, note, progress_bar, writable, write_whole
+from ..core import LOCK, StyleboostError, alone, log, note, on_disk, progress_bar, writable, write_whole
 from ..pictures.images import ImageSet, png
 
 from ..bases.base import Base
@@ -294,8 +294,9 @@ def begin(self:Study)->dict:
     # another process may have added to it
     if (self.folder/'study.json').exists(): self.info = _agreed(self.folder, setting(self.folder), self.info)
     self.info['base'] = dict(name=Path(base.name).name, hash=base.hash)
-    self.folder.mkdir(parents=True, exist_ok=True)
-    write_whole({self.folder/'study.json': json.dumps(self.info, indent=1, ensure_ascii=False)+'\n'})
+    with on_disk(self.folder):
+        self.folder.mkdir(parents=True, exist_ok=True)
+        write_whole({self.folder/'study.json': json.dumps(self.info, indent=1, ensure_ascii=False)+'\n'})
     if any(isinstance(b.images, Generated) for b in _bindings(self.recipes)): base = untouched_base(self.bench)
     recipes = {a: resolve(replace(r, base=base.name), base) for a,r in self.recipes.items()}
     self._note_room(base)
@@ -337,9 +338,10 @@ def _keep_outcome(self:Study, arm, seed, sentence, trace):
     "A file that says what went wrong, or none if all went well."
     _check_there(self.folder)
     file = self.run_folder(arm, seed).with_suffix('.failed')
-    file.parent.mkdir(parents=True, exist_ok=True)
-    if not sentence: return file.unlink(missing_ok=True)
-    write_whole({file: f'{sentence}\n\n{trace}'})
+    with on_disk(file):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        if not sentence: return file.unlink(missing_ok=True)
+        write_whole({file: f'{sentence}\n\n{trace}'})
     note(f'{arm}, seed {seed}, failed: {sentence}')
 
 # %% ../../nbs/studies/06_study.ipynb #613c141c

@@ -17,7 +17,7 @@ from fastcore.basics import patch
 
 from ..bases.base import Base
 from ..bases.load import load_base
-from ..core import (StyleboostError, alone, clear_parts, first_line, new_folder, note,
+from ..core import (StyleboostError, alone, clear_parts, first_line, new_folder, note, on_disk,
     progress_bar, save_tensors, write_whole)
 from ..methods.method import learnt, state
 from .plan import plan
@@ -45,8 +45,9 @@ def opened_run(
         else:
             clear_parts(out)
             make_way(Run(out), recipe)
-        if info: write_whole({out/'recipe.json': json.dumps(info, indent=1, ensure_ascii=False)+'\n'})
-        if not (out/'sheets').exists(): keep_sheets(out, recipe)
+        with on_disk(out):
+            if info: write_whole({out/'recipe.json': json.dumps(info, indent=1, ensure_ascii=False)+'\n'})
+            if not (out/'sheets').exists(): keep_sheets(out, recipe)
     acc.wait_for_everyone()
     return Run(out)
 
@@ -88,7 +89,7 @@ def report(self:Trainer, run, names, bar, watch, preview, trackers, interrupted)
     "Logs a line, shows it to those who watch, and says whether one of them asked to stop."
     line, stopped = self.line(names), False
     if self.acc.is_main_process:
-        with (run.folder/'log.jsonl').open('a') as f: f.write(json.dumps(line)+'\n')
+        with on_disk(log := run.folder/'log.jsonl'), log.open('a') as f: f.write(json.dumps(line)+'\n')
     if trackers: self.acc.log({n:line[n] for n in names}, step=self.done)
     bar.set_postfix({n:f'{line[n]:.4f}' for n in names})
     try:
@@ -174,7 +175,7 @@ def _begin_log(run, recipe, done, acc, trackers):
     "Takes back what was logged after the checkpoint, and opens the trackers."
     if acc.is_main_process and (run.folder/'log.jsonl').exists():
         lines = [json.dumps(r)+'\n' for r in run.log if r['step']<=done]
-        write_whole({run.folder/'log.jsonl': ''.join(lines)})
+        with on_disk(run.folder): write_whole({run.folder/'log.jsonl': ''.join(lines)})
     if not trackers: return
     said = {k:v for k,v in recipe.to_dict().items() if isinstance(v, (int,float,str))}
     try: acc.init_trackers('styleboost', said)
