@@ -80,7 +80,8 @@ def other_stages(method, base)->dict:
     "The files of the stages but the last, by name."
     return {f'T{s}.safetensors': stage_of(method, base, s)[0] for s in range(1, method.stages)}
 
-_read = ('words = ["{word}-T%d" % s for s in range({stages})]\n'
+# small letters: tokenizers make them small, and diffusers would not find the other rows of a word again
+_read = ('words = ["{word}-t%d" % s for s in range({stages})]\n'
     'for s,w in enumerate(words): pipe.load_textual_inversion(f"{folder}/T{{s}}.safetensors", token=w)')
 _draw = '''said, away = zip(*[pipe.encode_prompt("{text}".replace("{word}", w), pipe.device, 1, True) for w in words])
 def at(t): return said[min(int(t)*{stages}//1000, {stages}-1)]
