@@ -96,7 +96,7 @@ def drawn_by(a, name, seed):
 def texts_of(ids, base):
     "Texts whose tokens these are; our tokenizer has to read them as the script's did."
     tok = base.reader.tokenizer
-    texts = tok.batch_decode(ids, skip_special_tokens=True)
+    texts = [t.replace('</w>', ' ').strip() for t in tok.batch_decode(ids, skip_special_tokens=True)]
     again = base.reader.tokens(texts, 'text_encoder')
     if not torch.equal(again, ids): raise SystemExit(f'The prompts {texts} are other tokens here than there.')
     return texts

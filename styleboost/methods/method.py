@@ -55,13 +55,13 @@ class Layout:
     file:str=''             # its name in a folder; the folder's own name unless given
     python:str=''           # the lines that give it to diffusers' `pipe`, where the family has none of its own;
                             # {file}, {folder}, {word} and the method's settings are filled in
-    word:str=''             # the same for a file beside it, {word}.safetensors, that holds the word as an embedding
-    draw:str=''             # the lines that draw, where one prompt is not enough, up to the last argument;
-                            # {text}, {steps} and {guidance} are filled in too
     place:str=''            # a sentence on ComfyUI and AUTOMATIC1111
     tags:tuple=()           # for the hub
     warning:str=''          # what a person should know before using it
     beside:Callable=None    # (method, base) -> files by name, that go beside it: a text, or tensors by name
+    word:str=''             # like python, for a file beside it, {word}.safetensors, that holds the word as an embedding
+    draw:str=''             # the lines that draw, where one prompt is not enough, up to the last argument;
+                            # {text}, {steps} and {guidance} are filled in too
 
 # %% ../../nbs/methods/00_method.ipynb #2239131d
 @dataclass(frozen=True, kw_only=True)
