@@ -145,7 +145,7 @@ def phrase(self:Run, prompt='')->str:
     "The prompt that asks for something in the style."
     return self.method.phrase(prompt)
 
-# %% ../../nbs/training/06_runs.ipynb #3eebdab0
+# %% ../../nbs/training/06_runs.ipynb #e24f2813
 @patch(as_prop=True)
 def averages(self:Run)->dict:
     "Files of the averages that were kept: (width, step) -> file."
@@ -175,7 +175,7 @@ def learnt(self:Run)->dict:
     step = self.step or self.recipe['steps']
     files = {k:f for k,f in self.averages.items() if k[1]<=step}
     much, missed = combination(list(files), self.width, step)
-    if missed>.05:
+    if missed>.1:
         note(f'{self.folder} kept too little for an average of the width {self.width:g}: {missed:.0%} of its shares '
              'are missed; more snapshots come nearer.')
     out = {}
