@@ -194,12 +194,12 @@ def test_a_log_is_read_up_to_where_a_kill_cut_it_and_damage_before_that_is_named
 # settings
 
 SETTINGS = dict(name='other', token='ukj', background_token='wxz', method='lora', steps=3, batch=4, lr=1e-4, lr_schedule='linear', warmup=1, weight_decay=.5,
-    grad_clip=1e-3, min_snr=1e-3, resolution=32, crops=1, flip=True, pad='longest', pairing='fixed', buckets=True, precision='bf16', weights='bfloat16')
+    grad_clip=1e-3, min_snr=1e-3, resolution=32, crops=1, flip=True, pad='longest', pairing='fixed', buckets=True, precision='bf16', weights='bfloat16', log_snr=-2., anchor=100., ema=.2)
 
 def test_every_setting_changes_something_or_is_refused(base, quick, picture, tmp_path, refused):
     """Those that change what is learnt, each on its own. The others are levers (`attention`, `checkpointing`, `optimizer`, `accumulate`, `fused_backward`; tests/test_levers.py),
-    what the command draws with when it is done (`steps_sampled`, `guidance`, `scheduler`; tests/test_cli.py), and `base`, `bindings` and `checkpoint`."""
-    other = {'attention','checkpointing','optimizer','accumulate','fused_backward','steps_sampled','guidance','scheduler','base','bindings','checkpoint'}
+    what the command draws with when it is done (`steps_sampled`, `guidance`, `scheduler`; tests/test_cli.py), `log_snr_std`, which goes with another (tests/test_batches.py), and `base`, `bindings` and `checkpoint`."""
+    other = {'attention','checkpointing','optimizer','accumulate','fused_backward','steps_sampled','guidance','scheduler','log_snr_std','base','bindings','checkpoint'}
     assert {f.name for f in fields(Recipe)}=={*SETTINGS, *other}
     wide = ImageSet([picture(n, (96,64)) for n in ('anna','bear','cat')], 'wide')
     plain = dict(ref=wide, steps=2, batch=2, resolution=64, lr_schedule='constant_with_warmup', lr=1e-3, prompt='a photo of style, longer than the other', precision='no', grad_clip=None)

@@ -109,7 +109,7 @@ def check_weights(self:Trainer):
     self.check_losses()
     if not self.stepper.finite(): self.give_up(f'The weights are not finite after step {self.done}')
 
-# %% ../../nbs/training/07_trainer.ipynb #472bc27c
+# %% ../../nbs/training/07_trainer.ipynb #7f8317ef
 @patch
 @contextmanager
 def as_kept(self:Trainer):
@@ -118,7 +118,7 @@ def as_kept(self:Trainer):
     params = self.stepper.params
     was = [p.data for p in params]
     try:
-        for p,v in zip(params, kept or ()): p.data = v.contiguous()      # as a run opens
+        for p,v in zip(params, kept or ()): p.data = v.to(memory_format=torch.contiguous_format)   # as a run opens
         yield
     finally:
         for p,v in zip(params, was): p.data = v
