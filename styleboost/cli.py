@@ -82,8 +82,8 @@ MEMORY = dict(
 # %% ../nbs/91_cli.ipynb #434a1ed8
 _samples = dict(panel='Pictures on the way')
 SAMPLES = dict(
-    sample_prompts=option(Path, 'A file with what to draw, as for sample --prompts; eight prompts of ours unless '
-                                'given.', **_samples),
+    sample_prompts=option(Path, 'A file with what to draw, one prompt a line or a .csv; eight prompts of ours '
+                                'unless given.', **_samples),
     sample_every=option(int, 'Draw after every so many steps too, into samples-000050 and so on.', **_samples),
     no_samples=option(bool, 'Draw nothing at the end.', '--no-samples', **_samples))
 DEVICE = dict(device=option(str, 'cpu keeps it off the GPU; the fastest there is unless given.',

@@ -290,6 +290,7 @@ class ImageSet(Sequence):
         size:int=64,     # pixels
         words:bool=True, # each picture's caption below it, where they are not all the same
     ):
+        "All of them in one picture."
         same = len(self)>1 and len(set(self.captions))==1
         return contact_sheet(self.pictures, cols, size, words=self.captions if words and not same else ())
 
