@@ -112,6 +112,13 @@ except SystemExit: print(json.dumps([time.process_time(), [m for m in {HEAVY} if
     seconds, loaded = zip(*[json.loads(d.stderr) for d in done])
     assert loaded==([], []) and min(seconds)<=.5 and 'Usage' in done[0].stdout
 
+@pytest.mark.parametrize('own, holds', [(None, 'PASSIVE'), ('ACTIVE', 'ACTIVE')])
+def test_threads_sleep_while_they_wait_unless_somebody_wants_them_to_spin(own, holds):
+    code = "import os, sys\nfrom styleboost.cli import main\ntry: main(['--help'])\nexcept SystemExit: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules, file=sys.stderr)"
+    env = {k:v for k,v in os.environ.items() if k!='OMP_WAIT_POLICY'} | ({'OMP_WAIT_POLICY':own} if own else {})
+    done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, env=env)
+    assert done.stderr.split()==[holds, 'False']
+
 def test_help_names_every_method_layout_style_and_default():
     told = {n: ' '.join(p.help for p in c.params if p.name!='help') for n,c in get_command(app).commands.items()}
     missing = [(command, w) for command,words in dict(train=METHODS, export=LAYOUTS, compare=STYLES, demo=STYLES).items()
