@@ -530,7 +530,8 @@ def setting_lines(a, results):
            f'(sources {", ".join(codes)}{several_codes}), '
            f'Python {s["python"]}. Peer: the script with SHA-256 {s["peer_sha256"]}…, which asks for diffusers '
            f'{s["peer_asks_for_diffusers"]} or later, run unmodified; torchvision: {s["torchvision"]}. '
-           f'Rounds: {a.rounds}, interleaved; medians, with every round in brackets. Style: {len(STYLE)} pictures of '
+           'Rounds are interleaved; medians, with every round in brackets. '
+           f'Style: {len(STYLE)} pictures of '
            f'OpenMoji; prior: {a.class_images} images.\n\nThe peer\'s flags: `{shown_flags(a, results)}`\n')
     if a.quick: yield '**Made with --quick, to see that everything runs: the numbers mean nothing.**\n'
 
