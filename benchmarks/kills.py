@@ -137,8 +137,8 @@ def faults(row, truth):
     elif row['outcome']!=truth: out.append('another result')
     if row['left']: out.append('half-written files are left')
     if 'logged' in row and not row['finished'] and row['logged']<STEPS:
-        due = row['logged'] if row['how']=='SIGTERM' and row['said']=='interrupted' else row['logged']-row['logged']%EVERY
-        if row['how']=='full disk': due -= EVERY     # the checkpoint that had no room is the one that ended the run
+        due = (row['logged']-1)//EVERY*EVERY     # a checkpoint is kept after its own step's line, before the next
+        if row['how']=='SIGTERM' and row['said']=='interrupted': due = row['logged']
         if row['kept']<due: out.append(f'lost {due-row["kept"]} steps beyond the checkpoint')
     return out
 
