@@ -148,7 +148,7 @@ def phrase(self:Run,
     "The prompt that asks for something in the style."
     return self.method.phrase(prompt)
 
-# %% ../../nbs/training/06_runs.ipynb #0e2741ac
+# %% ../../nbs/training/06_runs.ipynb #09ff6033
 @patch(as_prop=True)
 def averages(self:Run)->dict:
     "Files of the averages that were kept: (width, step) -> file."
@@ -178,7 +178,7 @@ def learnt(self:Run)->dict:
     step = self.step or self.recipe['steps']
     files = {k:f for k,f in self.averages.items() if k[1]<=step}
     much, missed = combination(list(files), self.width, step)
-    if missed>.05:
+    if missed>.1:
         note(f'{self.folder} kept too little for an average of the width {self.width:g}: {missed:.0%} of its shares '
              'are missed; more snapshots come nearer.')
     out = {}
