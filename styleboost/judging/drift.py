@@ -74,7 +74,7 @@ def _put_part(row, of, keep, sight):
 def score_elsewhere(
     images:list,      # what the tuned model drew, in the order of `asked.prompts`
     base:list,        # what its base drew of the same noise
-    asked:Elsewhere,
+    asked:Elsewhere,  # the prompts
     reference,        # an `ImageSet` of the style
     judge=None,       # an `Encoder`, or what `load_encoder` takes; the embedded one unless given
 )->pd.DataFrame:      # a row each for people, things and all, as `score` gives it

@@ -107,10 +107,14 @@ class Results:
     def cells(self):
         "Arm and seed of every cell, seed by seed."
         return [(a,s) for s in self.seeds for a in self.arms]
-    def is_ready(self, arm):
+    def is_ready(self,
+        arm,   # its name
+    ):
         "Whether an arm needs no training: it has one point, at step 0."
         return 'kind' in self.info['arms'].get(arm, ())
-    def points(self, arm)->list:
+    def points(self,
+        arm,   # its name
+    )->list:
         "Where an arm draws the validation prompts: pairs of a step and a strength."
         if self.is_ready(arm): return [(0, self.info['arms'][arm]['strength'])]
         return list(product(self.steps, self.info['strengths']))
@@ -346,7 +350,9 @@ def losses_of(run):
 FIXED = {TRUTH:'the artist\'s own', BASE:'untouched base'}    # what nobody trained, and how it is called
 
 @patch
-def point_text(self:Results, arm)->str:
+def point_text(self:Results,
+    arm,   # its name
+)->str:
     "The chosen point of an arm, in words."
     step, strength = self.chosen_points[arm]
     part = '' if strength==1 else f' at a strength of {strength:g}'

@@ -189,7 +189,10 @@ def learnt(self:Run)->dict:
 
 # %% ../../nbs/training/06_runs.ipynb #65c9f58b
 @patch
-def at(self:Run, step:int=None, strength:float=1.)->Run:
+def at(self:Run,
+    step:int=None,      # one of `snapshots`; the end unless given
+    strength:float=1.,  # 0 is the base, 1 what was learnt
+)->Run:
     "The same run, by a step that it kept and at a strength."
     return Run(self.folder, step, strength)
 
