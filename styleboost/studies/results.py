@@ -350,9 +350,7 @@ def losses_of(run):
 FIXED = {TRUTH:'the artist\'s own', BASE:'untouched base'}    # what nobody trained, and how it is called
 
 @patch
-def point_text(self:Results,
-    arm,   # its name
-)->str:
+def _point_text(self:Results, arm)->str:
     "The chosen point of an arm, in words."
     step, strength = self.chosen_points[arm]
     part = '' if strength==1 else f' at a strength of {strength:g}'
@@ -370,7 +368,7 @@ def _column(self:Results, arm, rows):
     return Column(arm, arm, self.images(arm, seeds[0], step) or empty, mean_scores(rows, arm),
                   losses=None if ready else losses_of(Run(self.run_folder(arm, seeds[0]))),
                   aux=ImageSet.from_folder(prior) if prior.exists() else None,
-                  note=f'{self.point_text(arm)}, {len(seeds)} seed{"s" if len(seeds)>1 else ""}, '
+                  note=f'{self._point_text(arm)}, {len(seeds)} seed{"s" if len(seeds)>1 else ""}, '
                        f'pictures of seed {seeds[0]}')
 
 # %% ../../nbs/studies/05_results.ipynb #27c24577
@@ -452,7 +450,7 @@ def _sentences(self:Results, rows):
 def _facts(self:Results):
     "What the study was, for the end of its page."
     i, s = self.info, self.info['sampler']
-    points = {a: self.point_text(a).removeprefix('step ') for a in self.chosen}
+    points = {a: self._point_text(a).removeprefix('step ') for a in self.chosen}
     return dict(
         style=i['style']['name'], base=f'{i["base"]["name"]}, weights {i["base"]["hash"]}', seeds=list(i['seeds']),
         checkpoints=list(i['steps']), chosen=', '.join(f'{a}: {point}' for a,point in points.items()),
