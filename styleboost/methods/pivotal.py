@@ -19,7 +19,7 @@ class Pivotal(Lora, TextualInversion):
     "A LoRA and a word (Roich et al. 2022)."
     text_encoder:bool=False    # whether the reader gets a LoRA too, besides the word
     faster:float=5.            # how many times the LoRA's rate the word learns at
-    name = 'pivotal'
+    name, only_words = 'pivotal', False
     def __post_init__(self):
         super().__post_init__()
         TextualInversion.__post_init__(self)

@@ -29,7 +29,7 @@ class Ranks:
         self.mask = None
     def at(self, t)->torch.Tensor:
         "The ranks that are on at levels (n,)."
-        share = t.float()/self.levels
+        share = (t.float()+self.inverse)/self.levels         # the last level is T-1, and there all of them are on
         grown = (share if self.inverse else 1-share).clamp(0, 1)**self.power*(self.rank-self.least)
         return (grown+1e-4).floor().long()+self.least        # a hair more, so that a whole number stays one
     def hear(self, net, given):
