@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['app', 'console', 'RECIPE', 'METHOD', 'MEMORY', 'OPTIONS', 'Ref', 'RecipeFile', 'Memory', 'Settings', 'Encoder', 'say',
-           'option', 'takes', 'demo', 'train', 'plan', 'sample', 'export', 'score', 'suggest', 'compare', 'env', 'main']
+           'option', 'takes', 'demo', 'train', 'plan', 'sample', 'export', 'score', 'check', 'suggest', 'compare',
+           'env', 'main']
 
 # %% ../nbs/91_cli.ipynb #fb4d2083
 import json, logging, os, re, sys
@@ -397,10 +398,19 @@ def _score_table(table):
         shown.add_row(f'{label} {arrows[way]}', *[_interval(row, metric) for _,row in table.iterrows()])
     return shown
 
-# %% ../nbs/91_cli.ipynb #4583a065
+# %% ../nbs/91_cli.ipynb #b9b4de64
 Encoder = Annotated[str, typer.Option(help='What the scores look through: world, the embedded judge; a folder with a '
-                    'CLIP model; or a file with the weights of CSD or Inception.')]
+                    'CLIP model; a file with the weights of CSD or Inception; or, where pictures are scored, '
+                    'introstyle:BASE, the net of an untouched base.')]
 
+def _say_gap(table):
+    "Whether a score of style can be trusted, before it is read."
+    if 'all' not in table.index: return
+    gap = _interval(table.loc['all'], 'style_gap')
+    if gap: say(f'The encoder tells this style from the nearest other one by {gap}; at 0 or less style similarity '
+                'would say nothing.')
+
+# %% ../nbs/91_cli.ipynb #1858e540
 @app.command()
 def score(
     pictures:Annotated[Path, typer.Argument(
@@ -412,21 +422,63 @@ def score(
              'line, or a .csv or .tsv with the columns prompt and people.')]=None,
     ref:Annotated[Optional[Path], typer.Option(
         help='Folder with the style references: adds copying, and takes them out of --reference.')]=None,
+    others:Annotated[Optional[list[Path]], typer.Option(
+        help='Folder with pictures of another style, that yours is to be told from; may be given several times. The '
+             'embedded styles unless given.')]=None,
     encoder:Encoder='world',
     out:Annotated[Path, typer.Option(help='File for the scores.')]=Path('scores.json'),
 ):
     "Score pictures against a style's own and against their prompts."
-    from styleboost.judging.encoders import known_as, load_encoder
+    from styleboost.judging.encoders import known_as
     from styleboost.judging.metrics import score, tidy
+    from styleboost.studies.eyes import eyes
     _check_scores_file(out)
     ims, real = ImageSet.from_folder(_pictures_of(pictures)), ImageSet.from_folder(reference)
     if prompts: ims = ims.counted()
     asked = read_prompts(prompts) if prompts else [Prompt(p.caption, p.people) for p in ims]
-    table = score(ims, real, asked, encoder, ref=ref and ImageSet.from_folder(ref))
+    judge, rest = eyes(encoder), [ImageSet.from_folder(d) for d in others] if others else None
+    table = score(ims, real, asked, judge, ref=ref and ImageSet.from_folder(ref), others=rest)
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole({out: json.dumps(dict(judge=known_as(load_encoder(encoder)), rows=tidy(table)), indent=0)+'\n'})
+    write_whole({out: json.dumps(dict(judge=known_as(judge), rows=tidy(table)), indent=0)+'\n'})
+    _say_gap(table)
     console.print(_score_table(table))
     say(f'The scores are in {out}')
+
+# %% ../nbs/91_cli.ipynb #df605c38
+def _sets(words):
+    "Sets of pictures by name."
+    from styleboost.training.priors import prior_images
+    found = {}
+    for word in words:
+        name, sep, where = word.partition('=')
+        if not sep: name, where = Path(word).name or word, word
+        if name in found:
+            raise StyleboostError(f'Two folders are called {name}; name one of them, as in other={where}.')
+        found[name] = prior_images(where) if where.startswith('world:') else ImageSet.from_folder(where)
+    return found
+
+@app.command()
+def check(
+    folders:Annotated[list[str], typer.Argument(
+        metavar='[NAME=]DIR...', help='Folders with pictures, or world:NAME. The names ref, aux and reference are '
+        'known: what it means that two of them share a picture is said.')],
+    prompts:Annotated[Optional[Path], typer.Option(
+        help='Prompts that will be asked for: none of them should be the caption of what is trained on.')]=None,
+    resolution:Annotated[int, typer.Option(help='Pixels of the training square.')]=64,
+    encoder:Annotated[Optional[str], typer.Option(
+        help='An encoder that looks for copies too, such as a folder with a CLIP model.')]=None,
+    out:Annotated[Path, typer.Option(help='File for the page with the pictures.')]=Path('check.html'),
+):
+    "Look at pictures before anything is trained: copies, leaks, blur, size, crops, mix, captions."
+    from styleboost.judging.check import KINDS, check
+    from styleboost.judging.encoders import load_encoder
+    from styleboost.showing.checkpage import check_place, write_check
+    check_place(writable(out))
+    asked, looks = read_prompts(prompts) if prompts else [], encoder and load_encoder(encoder)
+    told = check(_sets(folders), asked, resolution, looks)
+    for name,pics in told.sets.items(): say(f'{name}: {len(pics)} pictures')
+    for sentence in told.lines() or ['There is nothing to remark.']: say(sentence)
+    say(f'The pictures are shown in {write_check(out, told.sets, told.findings, KINDS)}')
 
 # %% ../nbs/91_cli.ipynb #94e7b81b
 @app.command()

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PER', 'FITS', 'ARROWS', 'sheet', 'sheets_of', 'sheets_within', 'finite', 'number_cell', 'number_rows', 'foot',
-           'missing', 'tile_width', 'groups_of', 'in_script', 'write_page']
+           'missing', 'tile_width', 'groups_of', 'in_script', 'page_style', 'page_script', 'write_page']
 
 # %% ../../nbs/showing/02_page.ipynb #4b7edb60
 import json, math, re
@@ -143,7 +143,17 @@ def in_script(
     "JSON that may stand in a script of a page: no text in it ends the script, or keeps it open."
     return re.sub('<(?=[!/]|script)', r'\\u003c', json.dumps(data, ensure_ascii=False), flags=re.I)
 
-# %% ../../nbs/showing/02_page.ipynb #571e6ede
+# %% ../../nbs/showing/02_page.ipynb #73cfaea2
+def page_style(vote):
+    "The page's style sheets, and that of a vote."
+    return '\n'.join([STYLE, asset('showing/page.css'), *([asset('showing/vote.css')] if vote else [])])
+
+def page_script(vote):
+    "The page's script, and the one that asks."
+    parts = [asset('showing/page.js'), *([asset('showing/vote.js')] if vote else [])]
+    return '\n'.join(p.rstrip('\n') for p in parts)
+
+# %% ../../nbs/showing/02_page.ipynb #cdce1ce8
 def write_page(
     path:str|Path,   # an .html file
     title:str,       # the headline
@@ -160,18 +170,20 @@ def write_page(
     chosen:dict={},  # key -> step
     facts:str='',    # a line below
     limit:float=5e6, # bytes of the page
+    vote:dict=None,  # study, questions and pictures of the style (ref), for a blind vote on the page
 )->Path:
     "One file with everything in it."
     keys, titles = [k for k,_ in columns], [t for _,t in columns]
     gaps = {k:missing(ims) for k,ims in pictures.items() if missing(ims)}
     data = dict(splits=list(asked), columns=keys, titles=titles, fixed=list(fixed), seeds=[str(s) for s in seeds],
         steps=list(steps), numbers={at:foot(keys, values, metrics) for at,values in numbers.items()},
-        failed=failed, chosen=chosen, missing=gaps)
+        failed=failed, chosen=chosen, missing=gaps, vote=vote and {k:vote[k] for k in ('study','questions')})
+    if vote and vote['ref']: pictures = dict(pictures, ref=vote['ref'])
     def page(sheets):
         held = in_script(dict(data, sheets=sheets))
         return filled('showing/page.html', title=title, lead=lead, splits=asked, columns=columns, seeds=seeds,
             steps=steps, chosen=chosen, groups=groups_of(asked), per=PER, facts=facts, tile=tile_width(len(columns)),
-            style=STYLE+'\n'+asset('showing/page.css'), script=asset('showing/page.js').rstrip('\n'), data=held)
+            style=page_style(vote), script=page_script(vote), data=held, vote=vote)
     sheets = sheets_within(pictures, limit-len(page({}).encode()))
     try: write_whole({path: page(sheets)})
     except OSError as e: raise StyleboostError(

@@ -6,7 +6,7 @@
 __all__ = ['DRAW_STEPS', 'DRAW_SAMPLER', 'arm_name', 'arm_recipe', 'Bench', 'untouched_base', 'Arm', 'Untouched', 'Artist',
            'Trained']
 
-# %% ../../nbs/studies/01_arms.ipynb #8075fa8b
+# %% ../../nbs/studies/01_arms.ipynb #9620819c
 import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -27,6 +27,7 @@ from ..training.runs import Run
 from ..training.loop import train
 from ..training.priors import prior_images
 from ..training.recipes import Generated, Recipe, no_prior, with_prior
+from .eyes import eyes
 from .style import Style
 
 # %% ../../nbs/studies/01_arms.ipynb #805c9731
@@ -58,7 +59,7 @@ def arm_recipe(
     prompt = word.removeprefix('generated:')
     return with_prior(plain, Generated(prompt, n, seed), prompt, name=name)
 
-# %% ../../nbs/studies/01_arms.ipynb #f159ae0a
+# %% ../../nbs/studies/01_arms.ipynb #abb78f30
 DRAW_STEPS, DRAW_SAMPLER = 15, 'dpmpp'   # what a study draws with unless told otherwise
 
 _loaded = lru_cache(maxsize=1)(load_base)
@@ -73,10 +74,12 @@ class Bench:
     draw_steps:int=DRAW_STEPS   # that the sampler takes
     guidance:float=7.
     sampler:str=DRAW_SAMPLER    # a name that `styleboost.bases.sampling` knows
-    judge:object=None           # an `Encoder` to score with, or what `load_encoder` takes; else the embedded one
+    judge:object=None           # an `Encoder` to score with, or what `eyes` takes; the embedded one unless given
     device:str=None             # 'cpu' keeps it off the GPU
     @property
     def base_folder(self): return Path(self.out)/'base'
+    @property
+    def eyes(self): return eyes(self.judge, lambda: untouched_base(self))
     @property
     def loaded(self): return self.base if isinstance(self.base, Base) else _loaded(str(self.base))
     def draw(self, model, prompts, seeds, phrase):

@@ -129,12 +129,12 @@ def keep_scores(
     text = json.dumps(dict(rows=others+rows, seconds=kept['seconds']), indent=0)
     write_whole({Path(folder)/'scores.json': text+'\n'})
 
-# %% ../../nbs/studies/03_cells.ipynb #faf4dafa
+# %% ../../nbs/studies/03_cells.ipynb #ab791dde
 def _score_split(bench, folder, arm, split, step, images):
     "Rows of scores; those of an arm also say what was gained on the untouched base."
     asked, is_base = bench.style.prompts(split), Path(folder)==bench.base_folder
     base = None if is_base else kept_pictures(bench.base_folder, split, 0)
-    table = score(images, bench.style.reference, asked, bench.judge, ref=arm.ref, base=base)
+    table = score(images, bench.style.reference, asked, bench.eyes, ref=arm.ref, base=base)
     rows = tidy(table, split=split, step=step)
     if not rows: raise StyleboostError(f'Nothing could be measured on {len(asked)} {split} prompts; give more prompts, '
                                        'or more pictures in the reference.')

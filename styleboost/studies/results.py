@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['SETTING', 'COLUMNS', 'FIXED', 'check_names', 'check_links', 'setting', 'Results', 'mean_scores', 'losses_of']
 
-# %% ../../nbs/studies/05_results.ipynb #90666466
+# %% ../../nbs/studies/05_results.ipynb #8342853b
 import math, os, re
 from itertools import product
 from pathlib import Path
@@ -21,6 +21,7 @@ from ..showing.figures import BASE, TRUTH, formatted, page_svg, panels
 from ..showing.report import Column, Section, write_report
 from .cells import is_scored, kept_pictures, kept_scores, read_plain
 from .comparison import in_words, metric_grain, paired, ranked, step_lines, t_interval
+from .votes import votes_section
 from ..training.runs import Run
 from ..training.recipes import upgraded
 
@@ -294,7 +295,7 @@ def _differences_section(rows, metric, few):
     heads = ['','measure','prompts','difference','95 % interval','seeds','what it allows to say']
     return Section('How sure one can be', about, heads=heads, rows=body)
 
-# %% ../../nbs/studies/05_results.ipynb #0753dad9
+# %% ../../nbs/studies/05_results.ipynb #7940678e
 def _other_eyes_section(places, metric):
     body = [[r.arm, r.rank, r.plain_rank, '' if r.agree else 'they disagree'] for r in places.itertuples()]
     about = (f'The order of the arms by {METRICS[metric][0]}, and by the same measure on colour and gradient '
@@ -314,6 +315,7 @@ def _sections(self:Results, rows):
         out.append(_differences_section(rows, metric, few=len(self.arms)<5))
         places = ranked(rows, metric)
         if 'plain_rank' in places: out.append(_other_eyes_section(places, metric))
+    if voted := votes_section(self): out.append(voted)
     if self.failed: out.append(_failed_section(self.failed))
     return out
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIRST', 'SECOND', 'differences', 'Study', 'weights_bytes']
 
-# %% ../../nbs/studies/06_study.ipynb #15b3d8ee
+# %% ../../nbs/studies/06_study.ipynb #91c00024
 import hashlib, json, shutil
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -20,7 +20,7 @@ from ..pictures.images import ImageSet, png
 
 from ..bases.base import Base
 
-from ..judging.encoders import known_as, load_encoder
+from ..judging.encoders import known_as
 from ..judging.metrics import METRICS, without
 
 from ..training.trainer import check
@@ -75,7 +75,7 @@ def _seen(recipes):
     "All sets that an arm trains on."
     return [b.images for b in _bindings(recipes) if isinstance(b.images, ImageSet)]
 
-# %% ../../nbs/studies/06_study.ipynb #f81033ba
+# %% ../../nbs/studies/06_study.ipynb #aff4f9e5
 def _as_data(style):
     "A style as `study.json` holds it."
     prompts = lambda ps: [dict(text=p.text, people=p.people, truth=p.truth and p.truth.sha) for p in ps]
@@ -91,7 +91,7 @@ def _described(bench, recipes, seeds, choose):
     arms = {k: dict(r.to_dict(), base='') for k,r in recipes.items()}
     drawing = dict(steps=bench.draw_steps, guidance=bench.guidance, scheduler=bench.sampler)
     info = dict(version=__version__, style=_as_data(bench.style), arms=arms, seeds=list(seeds), steps=list(bench.steps),
-                choose=choose, sampler=drawing, judge=known_as(load_encoder(bench.judge or 'world')), base={},
+                choose=choose, sampler=drawing, judge=known_as(bench.eyes), base={},
                 versions=versions())
     return json.loads(json.dumps(info))
 
@@ -124,7 +124,7 @@ def _agreed(folder, was, now):
     return dict(was, arms=dict(was['arms'], **now['arms']), seeds=list(dict.fromkeys(was['seeds']+now['seeds'])),
                 versions=now['versions'])
 
-# %% ../../nbs/studies/06_study.ipynb #9220ca58
+# %% ../../nbs/studies/06_study.ipynb #3df6fa86
 class Study(Results):
     "A table of runs: arms by seeds, scored at several checkpoints."
     def __init__(self,
@@ -140,7 +140,7 @@ class Study(Results):
         sampler:int=DRAW_STEPS,       # steps that a picture is drawn in
         guidance:float=7.,
         scheduler:str=DRAW_SAMPLER,   # a name that `styleboost.bases.sampling` knows
-        judge=None,            # an `Encoder` to score with, or what `load_encoder` takes; the embedded one unless given
+        judge=None,            # an `Encoder` to score with, or what `eyes` takes; the embedded one unless given
         device:str=None,       # 'cpu' keeps it off the GPU
         **kw                   # other fields of `Recipe`, in arms given as words
     ):

@@ -6,7 +6,7 @@
 __all__ = ['WHO', 'FLAGS', 'known_flag', 'add_suggestion', 'measured', 'scores_of', 'positions', 'AuxPicker', 'one_sided',
            'several', 'read_choice', 'hash_or_none']
 
-# %% ../../nbs/widgets/01_picker.ipynb #ae9cd30c
+# %% ../../nbs/widgets/01_picker.ipynb #569428d8
 import json, random
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -21,6 +21,7 @@ from PIL import Image
 from ..core import StyleboostError, write_whole
 from ..pictures.images import ImageSet
 from ..pictures.sheets import labelled
+from ..judging.check import check as looked_at
 from .panels import Panel, Tiles, row, thumb
 
 # %% ../../nbs/widgets/01_picker.ipynb #3d8452b9
@@ -246,7 +247,7 @@ def _rule(self:AuxPicker):
     more = *suggested, self.button('None', lambda: self.clear()), self.button('Invert', lambda: self.invert())
     return row('Choose', n, 'of', who, 'by', by, choose, *more, name='sb-rule')
 
-# %% ../../nbs/widgets/01_picker.ipynb #819a5558
+# %% ../../nbs/widgets/01_picker.ipynb #52b66444
 @patch
 def _pager(self:AuxPicker):
     "What is shown, and in which order."
@@ -265,12 +266,13 @@ def _keep(self:AuxPicker):
     file = self._file = Text('auxiliary.json', layout=dict(width='160px'))
     save = self.button('Save', lambda: self.save(file.value))
     load = self.button('Load', lambda: self.load(file.value))
-    return row('File', file, save, load, name='sb-keep')
+    check = self.button('Check', lambda: self.check(), 'copies, leaks, blur, size, mix and captions of the choice')
+    return row('File', file, save, load, check, name='sb-keep')
 
 @patch
 def _build(self:AuxPicker):
-    self._status = HTML()
-    self.fill(self._about(), self._status, self._rule(), self._pager(), self.tiles.widget, self._keep())
+    self._status, self._found = HTML(), HTML()
+    self.fill(self._about(), self._status, self._rule(), self._pager(), self.tiles.widget, self._keep(), self._found)
 
 # %% ../../nbs/widgets/01_picker.ipynb #1eb6529d
 @patch(as_prop=True)
@@ -350,6 +352,24 @@ def clear(self:AuxPicker):
 def invert(self:AuxPicker):
     "Chooses what was not chosen."
     self.chosen = set(range(len(self.pool)))-self._chosen
+
+# %% ../../nbs/widgets/01_picker.ipynb #d36a0b66
+@patch
+def check(self:AuxPicker,
+    size:int=64,  # pixels of the training square
+)->list:          # of `Finding`
+    "Looks at the style and the choice, and shows what there is to remark."
+    if not self._chosen: raise StyleboostError('Nothing is chosen yet; choose some pictures to check.')
+    found = looked_at(dict(ref=self.ref, aux=self.images), size=size, progress=False).findings
+    html = ''
+    for f in found[:12]:
+        uris = [thumb(p, 104) for _,p,_ in f.pictures[:8]]
+        shown = ''.join(f'<img src="{uri}" alt="">' for uri in uris if uri)
+        html += f'<div class="sb-said warn">{escape(f.sentence)}<div class="sb-strip">{shown}</div></div>'
+    self._found.value = html
+    more = f' The first 12 of {len(found)} are shown.' if len(found)>12 else ''
+    self.say(f'{len(found)} remarks.{more}' if found else 'There is nothing to remark.')
+    return found
 
 # %% ../../nbs/widgets/01_picker.ipynb #38de5fa9
 @patch
