@@ -1,6 +1,8 @@
 "The widgets in JupyterLab, in a real browser: what is clicked changes real pixels and Python's state. Needs Chromium, see .ci/run."
 
-import pytest
+from types import SimpleNamespace
+
+import pandas as pd, pytest
 
 playwright = pytest.importorskip('playwright.sync_api', reason='playwright is not installed; the dev extra brings it')
 pytest.importorskip('jupyterlab', reason='JupyterLab is not installed; the lab extra brings it')
@@ -196,3 +198,42 @@ def test_the_page_works_without_a_kernel(lab, tmp_path):
         page.keyboard.press('v'); page.keyboard.press('+')
         assert 'scale(1.5)' in top.get_attribute('style') and stage.get_attribute('data-mode')=='swipe' and faults==[]
     finally: page.close()
+
+def test_a_vote_on_the_page_is_a_file_that_the_study_takes(tmp_path):
+    from styleboost.pictures.prompts import Prompt
+    from styleboost.pictures.world import pool, style_ref
+    from styleboost.studies.votes import add_votes, vote_standings, votes_of
+    from styleboost.widgets.compare import Compare
+    sets, steps = dict(base=pool('planets'), none=pool('open-peeps'), aux=pool('micah')), dict(none=10, aux=20)
+    asked = [Prompt(f'person {i}', i%2==0) for i in range(10)]
+    info = dict(style=dict(name='x', test=[dict(text=p.text) for p in asked]), sampler={}, arms=dict(none={}, aux={}), seeds=[0,1], base=dict(hash='1'))
+    study = SimpleNamespace(folder=tmp_path/'study', info=info, arms=['none','aux'], seeds=(0,1), steps=(10,20), failed={}, chosen=steps, ref=style_ref(people=3, things=3),
+        prompts=lambda split='test': asked if split=='test' else [], table=lambda: pd.DataFrame(),
+        images=lambda arm, seed=None, step=None, split='test': [p.open() for p in sets[arm][:10]] if arm=='base' or step==steps[arm] else None)
+    path = Compare(study).export(tmp_path/'page.html')
+    with chromium(viewport=dict(width=1000, height=900), accept_downloads=True) as (page, outside):
+        faults = []
+        page.on('pageerror', lambda e: faults.append(str(e)))
+        page.unroute('**/*')
+        page.goto(path.as_uri())
+        page.locator('#blind').click()
+        page.locator('#voter').fill('Anna B.'); page.locator('#voter').blur()
+        shown = 'e => getComputedStyle(e).backgroundImage+getComputedStyle(e).backgroundPosition'
+        seen = set()
+        for _ in range(12):
+            left, right = (page.locator('#vote .one').nth(i).evaluate(shown) for i in (0,1))
+            seen |= {left, right}
+            assert left!=right and left.startswith('url("blob:')
+            page.locator('fieldset[data-q=style] button[data-side=left]').click()
+            page.locator('fieldset[data-q=prompt] button[data-side=tie]').click()
+        assert len(seen)>12 and page.locator('#judged').inner_text()=='12 pairs judged'
+        page.locator('#undo').click(); assert page.locator('#judged').inner_text()=='11 pairs judged'
+        with page.expect_download() as got: page.locator('#save').click()
+        got.value.save_as(tmp_path/got.value.suggested_filename)
+        page.reload(); page.locator('#blind').click()
+        assert page.locator('#judged').inner_text()=='11 pairs judged' and page.locator('#voter').input_value()=='Anna B.' and faults==[]
+    add_votes(study, next(tmp_path.glob('votes-*.json')))
+    votes = votes_of(study)
+    assert len(votes)==22 and set(votes.voter)=={'Anna B.'} and (votes[votes.question=='prompt'].answer=='tie').all()
+    style = votes[votes.question=='style']
+    assert (style.answer==style.left).all() and len(vote_standings(study))==3

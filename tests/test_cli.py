@@ -17,7 +17,7 @@ from styleboost.cli import app, main
 from styleboost.exporting.export import LAYOUTS
 from styleboost.methods.load import METHODS, method_class
 from styleboost.pictures.images import ImageSet
-from styleboost.pictures.world import STYLES, pool
+from styleboost.pictures.world import STYLES, pool, style_ref
 from styleboost.studies.arms import DRAW_SAMPLER, DRAW_STEPS
 from styleboost.studies.results import Results
 from styleboost.training.runs import Run
@@ -34,7 +34,8 @@ OPTIONS = dict(
            '--strength --ema --literal --device',
     plan='--base --memory --method --rank --targets --text-encoder --no-text-encoder --prior --set --resolution '
          '--batch --precision --checkpointing --optimizer --fused-backward --weights --accumulate --processes --device',
-    score='--reference --prompts --ref --untouched --drift --encoder --out',
+    score='--reference --prompts --ref --untouched --drift --others --encoder --out',
+    check='--prompts --resolution --encoder --out',
     suggest='--ref --pool --out --k --people --near --general --itself --encoder',
     compare='--out --prior --aux --arm --style --ref --reference --prompts --validation --base --seeds --steps --method '
             '--recipe --set --aux-count --sampler --scheduler --strengths --drift --encoder --ray --gpus --device',
@@ -294,6 +295,23 @@ def test_score_takes_a_run_prompts_and_style_references(here, trained, tmp_path)
     assert [scores[g]['n'] for g in ('people','things','all')]==[5,3,8] and {'copying','text'} <= {*scores['all']} and 'KID needs 8' in done.err
     assert 'text alignment' in done.out and 'copying' in done.out
 
+def test_score_says_first_whether_the_style_is_told_from_others(here, drawn, tmp_path):
+    style_ref('openmoji').save(tmp_path/'real'); pool('micah')[:10].save(tmp_path/'micah')
+    done = in_process('score', drawn.folder, '--reference', tmp_path/'real', '--out', tmp_path/'scores.json')
+    harder = in_process('score', drawn.folder, '--reference', tmp_path/'real', '--others', tmp_path/'micah', '--encoder', 'introstyle:tiny', '--out', tmp_path/'intro.json')
+    assert done.code==harder.code==0, done.err+harder.err
+    assert done.out.index('tells this style from the nearest other one') < done.out.index('style similarity ↑')
+    assert {'style_gap','style_csls'} <= {*rows(tmp_path/'scores.json')['all']} and json.loads((tmp_path/'intro.json').read_text())['judge'].startswith('introstyle:tiny')
+
+def test_check_says_what_is_shared_and_shows_it(here, tmp_path):
+    (tmp_path/'asked.txt').write_text('a picture of anna\na house\n')
+    done = in_process('check', f'ref={here}/ref', f'reference={here}/bare', f'aux={here}/aux', '--prompts', tmp_path/'asked.txt', '--out', tmp_path/'check.html')
+    assert done.code==0, done.err
+    page = (tmp_path/'check.html').read_text()
+    assert 'anna.png of reference are the same file; what is scored on the reference would reward a copy' in done.out
+    assert '1 of the prompts' in done.out and 'ref: 3 pictures' in done.out and '<script' not in page and page.count('<img')>=6
+    assert in_process('check', f'{here}/aux', '--out', tmp_path/'check.html').code==0            # an earlier page is replaced
+
 def test_suggest_leaves_a_folder_that_trains_with_reasons_and_a_sheet_beside_it(here, tmp_path):
     done = in_process('suggest', '--ref', here/'ref', '--pool', 'world:micah', '--k', 4, '--people', 1, '--out', tmp_path/'aux')
     assert done.code==0, done.err
@@ -453,10 +471,10 @@ def test_a_name_does_not_steer_the_terminal(tmp_path, here):
 # disks
 
 @pytest.mark.parametrize('call', ['train --ref {here}/ref --prior none', 'train --ref {here}/ref --prior none --out {tmp}/run --latents', 'sample tiny --prompt cat', 'export {here}/run',
-    'export {here}/run --to single-file', 'suggest --ref {here}/ref --pool world:micah', 'score {here}/ref --reference {here}/aux', 'compare --prior none', 'demo --quick'])
+    'export {here}/run --to single-file', 'suggest --ref {here}/ref --pool world:micah', 'score {here}/ref --reference {here}/aux', 'check {here}/ref', 'compare --prior none', 'demo --quick'])
 @pytest.mark.parametrize('place, words', [('/proc/no/out', 'choose another place'), ('{tmp}/'+'é'*130, 'choose a shorter name'), ('{tmp}/file/out', 'Not a directory')])
 def test_a_place_that_cannot_be_written_is_refused_before_the_work(here, trained, tmp_path, monkeypatch, call, place, words):
-    for room,work in (('training.loop','prepared'), ('bases.sampling','_draw'), ('judging.metrics','score'), ('judging.suggest','suggest')):
+    for room,work in (('training.loop','prepared'), ('bases.sampling','_draw'), ('judging.metrics','score'), ('judging.suggest','suggest'), ('judging.check','check')):
         monkeypatch.setattr(f'styleboost.{room}.{work}', lambda *a, **kw: pytest.fail('the work was begun'))
     (tmp_path/'file').write_text('1')
     if not place.endswith('.safetensors') and 'single-file' in call: place += '.safetensors'
@@ -600,6 +618,11 @@ BAD = {
     'scores against what was trained on': (['score', '{here}/aux', '--reference', '{here}/ref', '--ref', '{here}/ref'], 'All 3'),
     'scores of a run that has not drawn': (['score', '{tmp}/run', '--reference', '{here}/ref'], 'no samples'),
     'scores with too few prompts': (['score', '{here}/aux', '--reference', '{here}/ref', '--prompts', '{here}/prompts.tsv'], '4 pictures and 2 prompts'),
+    'a check of nothing': (['check', '{tmp}/gone', '--out', '{tmp}/check.html'], 'gone'),
+    'a check of two folders of one name': (['check', '{here}/ref', 'ref={here}/aux', '--out', '{tmp}/check.html'], 'other='),
+    'a check over a file of yours': (['check', '{here}/ref', '--out', '{tmp}/words.txt'], 'words.txt'),
+    'a check for no square': (['check', '{here}/ref', '--resolution', '0', '--out', '{tmp}/check.html'], '8 or more'),
+    'introstyle through nothing': (['score', '{here}/ref', '--reference', '{here}/aux', '--encoder', 'introstyle', '--out', '{tmp}/out.json'], 'introstyle:tiny'),
     'a suggestion from nowhere': (['suggest', '--ref', '{here}/ref', '--pool', '{tmp}/gone', '--out', '{tmp}/out'], 'gone'),
     'a suggestion of generated ones': (['suggest', '--ref', '{here}/ref', '--pool', 'generated', '--out', '{tmp}/out'], 'generated'),
     'a suggestion of too many': (['suggest', '--ref', '{here}/ref', '--pool', '{here}/aux', '--k', '5', '--out', '{tmp}/out'], '5'),

@@ -6,13 +6,19 @@ from PIL import Image, ImageChops
 from safetensors.torch import load_file, save_file
 from transformers import CLIPConfig, CLIPModel
 
+from styleboost.bases.load import blank
+from styleboost.judging.closeness import cmmd
 from styleboost.judging.encoders import ClipEncoder, CsdEncoder, load_encoder
+from styleboost.judging.introstyle import IntroStyle
+from styleboost.judging.metrics import score
 from styleboost.judging import judge as judging
 from styleboost.judging.judge import JUDGE, load_judge, measure_ordinary
 from styleboost.judging.style import plain_statistics, style_similarity, style_statistics, style_vectors
 from styleboost.pictures.tensors import to_tensor
 from styleboost.pictures.images import Picture, png
-from styleboost.pictures.world import pictures, pool
+from styleboost.pictures.prompts import Prompt
+from styleboost.pictures.world import pictures, pool, reference
+from styleboost.studies.eyes import eyes
 
 SMALL = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
 
@@ -243,3 +249,34 @@ def test_a_judge_whose_weights_are_no_numbers_is_refused(tmp_path, refused):
     tensors['person.bias'][0] = float('nan')
     save_file(tensors, folder/'image_encoder.safetensors')
     with refused(str(folder), 'no numbers', 'person.bias'): load_judge(folder)
+
+# CMMD and IntroStyle
+
+def test_a_clip_brings_cmmd_and_no_other_encoder_does(clip_folder):
+    e, real, drawn = load_encoder(clip_folder), reference('openmoji')[:40], pool('micah')[:20]
+    asked = [Prompt(p.caption or 'a face', True) for p in drawn]
+    t = score(list(drawn), real, asked, e)
+    like = [i for i,p in enumerate(real) if p.people]
+    assert t.cmmd['all']==pytest.approx(cmmd(e.embed_images(drawn), e.embed_images(real))[0], abs=1e-6)
+    assert t.cmmd['people']==pytest.approx(cmmd(e.embed_images(drawn), e.embed_images([real[i] for i in like]))[0], abs=1e-6)
+    assert (t.cmmd_low<t.cmmd).all() and 'cmmd' not in score(list(drawn), real, asked)
+
+def test_introstyle_does_not_depend_on_company_and_leaves_the_base_alone(base):
+    e, before = IntroStyle(base, batch=3), {k: v.clone() for k,v in base.net.state_dict().items()}
+    f = e.features(SOME)
+    assert f.shape[0]==6 and torch.allclose(f[4:5], e.features([SOME[4]]), atol=1e-4) and e.features(f) is f
+    assert not base.net.parts['unet'].up_blocks[1]._forward_hooks and all(torch.equal(v, before[k]) for k,v in base.net.state_dict().items())
+
+def test_introstyle_is_a_word_for_the_studys_own_base(base, refused):
+    e = eyes('introstyle', lambda: base)
+    assert isinstance(e, IntroStyle) and base.hash in e.name and eyes('introstyle', lambda: base) is e and eyes(e) is e
+    with refused('introstyle:tiny'): eyes('introstyle')
+
+@pytest.mark.parametrize('family', ['sd1','sd2','sdxl'])
+def test_introstyle_looks_through_every_stable_diffusion(family):
+    f = IntroStyle(blank(family)).features(SOME[:2])
+    assert f.shape[0]==2 and f.isfinite().all() and not torch.equal(f[0], f[1])
+
+def test_introstyle_refuses_a_base_without_up_blocks(refused):
+    with refused('up-block'): IntroStyle(blank('amused'))
+    with refused('0 to 999'): IntroStyle(blank('sd1'), step=1000)

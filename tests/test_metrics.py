@@ -142,7 +142,7 @@ def test_it_has_a_row_a_group_and_a_value_an_interval_a_metric(perfect):
     for m in METRICS:
         if m in perfect: assert {f'{m}_low', f'{m}_high'} <= {*perfect}
     inside = [(g, m) for m in METRICS if m in perfect for g,r in perfect.iterrows() if r[m]==r[m] and not r[f'{m}_low']-1e-9<=r[m]<=r[f'{m}_high']+1e-9]
-    assert inside==[] and {*METRICS}-{*perfect}=={'fid','style_gain',*ELSEWHERE} and {*SHOWN} <= {*METRICS}
+    assert inside==[] and {*METRICS}-{*perfect}=={'fid','style_gain','cmmd','memorising',*ELSEWHERE} and {*SHOWN} <= {*METRICS}
 
 def test_the_artists_own_pictures_score_what_they_must(perfect):
     a = perfect.loc['all']
@@ -309,3 +309,34 @@ def test_the_artists_own_pictures_are_recognised_and_those_of_other_prompts_are_
     other = score(TRUE[::-1], REAL, ASKED)
     assert perfect.n_texts['all']>1000 and perfect.subject_rate['all']>5*max(other.subject_rate['all'], 5/1200)
     assert perfect.subject_first_rate['all']<perfect.subject_rate['all']
+
+# harder to fool
+
+def test_the_style_is_told_from_others_and_its_own_pictures_are_at_one_by_csls(perfect):
+    a = perfect.loc['all']
+    assert a.style_gap>.2 and a.style_gap_low>0 and abs(a.style_csls-1)<.15 and (perfect.style_gap_n>100).all()
+    assert score([p for p in pictures('twemoji')[:20]], REAL, ASKED[:20]).style_csls['all']<.7
+
+def test_a_reference_of_many_styles_is_not_told_apart_and_it_is_said(said):
+    mixed = ImageSet([p for k in ('twemoji','noto','fxemoji','emojione') for p in pictures(k)[::40][:8]], 'mixed')
+    t = score(TRUE[:20], mixed, ASKED[:20])
+    assert t.style_gap_low['all']<.1<perfect_gap() and (t.style_gap_low['all']>0 or any('do not trust style similarity' in s for s in said()))
+
+def perfect_gap(): return score(TRUE[:20], REAL, ASKED[:20]).style_gap['all']
+
+def test_the_style_itself_as_another_style_leaves_no_gap_and_no_score_by_csls(said):
+    twin = ImageSet(REAL.pictures[:40], 'twin')
+    t = score(TRUE[:20], ImageSet(REAL.pictures[40:]), ASKED[:20], others=[twin])
+    assert abs(t.style_gap['all'])<.05 and any('do not trust style similarity' in s and 'twin' in s for s in said())
+
+def test_other_styles_change_nothing_but_what_is_measured_against_them():
+    a, b = (score(TRUE[:20], REAL, ASKED[:20], others=o) for o in (None, [pool('micah')[:20], pool('landscape')[:20]]))
+    same = [c for c in a if not c.startswith(('style_gap','style_csls'))]
+    pd.testing.assert_frame_equal(a[same], b[same])
+    assert a.style_gap['all']<b.style_gap['all']
+
+def test_training_pictures_drawn_by_heart_are_seen_and_fresh_ones_are_not():
+    taught, asked = TAUGHT[:12], [Prompt(p.caption, p.people) for p in TAUGHT[:12]]
+    by_heart = score(list(taught), REAL, asked, ref=TAUGHT).memorising
+    turned = score([*taught[1:], taught[0]], REAL, asked, ref=TAUGHT).memorising
+    assert by_heart['all']>.02>0>turned['all'] and 'memorising' not in score(TRUE[:12], REAL, ASKED[:12], ref=TAUGHT)

@@ -20,6 +20,8 @@ from styleboost.training.recipes import no_prior, styleboost as with_styleboost
 from styleboost.widgets.compare import Compare, recipe_rows
 from styleboost.widgets.stage import Stage
 from styleboost.widgets.monitor import TrainingMonitor
+from styleboost.widgets.vote import Vote
+from styleboost.studies.votes import QUESTIONS, study_key, vote_standings, votes_of
 
 @pytest.fixture(scope='module')
 def pool(picture):
@@ -116,6 +118,14 @@ def test_a_rule_takes_the_best(picker, who, flags):
     fits = [i for i in range(40) if picker.pool[i].people in flags]
     assert len(picker.chosen)==9 and set(picker.chosen)<=set(fits)
     assert min(map(near, picker.chosen))>=max(near(i) for i in fits if i not in picker.chosen)
+
+def test_a_choice_is_looked_at_and_nothing_is_taken_out(picker, ref, refused):
+    with refused('Nothing is chosen'): picker.check()
+    picker.chosen = [1, 3, 5, 6]
+    assert {f.kind for f in picker.check()}=={'blur','mix'} and 'remarks' in picker.sentence                 # fields of colour, and 3 references
+    same = AuxPicker(ref, ImageSet([*ref, *picker.pool[:3]], 'pool'), chosen=[0, 3])
+    found = same.check()
+    assert [f.kind for f in found][0]=='leak' and 'hold on to the style itself' in text(same._found) and same.chosen==[0, 3] and '<img' in same._found.value
 
 def test_half_is_half_and_too_few_is_said(picker):
     picker.choose(11, 'half')
@@ -760,6 +770,90 @@ def test_unknown_arms_are_refused(study, refused):
 def cells(path):
     "What a page holds."
     return json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', path.read_text('utf-8'), re.S)[1])
+
+# voting
+
+@pytest.fixture
+def voted(tmp_path, ref):
+    "A study with a folder and chosen steps, as a voter sees it."
+    study = Fake(8)
+    study.folder, study.ref, study.chosen = tmp_path/'study', ref, dict(none=50, generated=100, aux=200)
+    study.info = dict(style=dict(name='x', test=[dict(text=p.text, people=p.people) for p in study.prompts()]), sampler={}, arms={a: {} for a in study.arms}, seeds=[0,1], base=dict(hash='1'))
+    study.at_chosen = lambda split: study.table()[lambda t: t.arm.ne('base')&t.step.eq(t.arm.map(study.chosen))]
+    return study
+
+def prefer(vote, arm, n):
+    "Gives an arm every vote."
+    for _ in range(n):
+        b = vote.ballot
+        side = {b.left: 'left', 'b' if b.left=='a' else 'a': 'right'}
+        for q in QUESTIONS: vote.answer(q, side['a'] if b.a==arm else side['b'] if b.b==arm else 'tie')
+
+def test_a_vote_shows_two_pictures_on_the_sides_of_the_ballot_and_no_name(voted):
+    v = Vote(voted, 'anna', size=64)
+    for _ in range(4):
+        b = v.ballot
+        left, right = (b.a, b.b) if b.left=='a' else (b.b, b.a)
+        for shown,arm in ((v._left, left), (v._right, right)):
+            drawn = voted.draw(arm, b.seed, v.arms[arm], b.prompt) if arm!='base' else voted.draw('base', 0, 0, b.prompt)
+            assert np.array_equal(np.asarray(Image.open(io.BytesIO(shown.value))), np.asarray(drawn))
+        said = ' '.join(w.value for w in v._pair.children if hasattr(w, 'value'))
+        assert not any(a in said for a in ('none','generated','aux'))
+        v.next()
+
+def test_answers_are_kept_at_once_and_go_on_where_they_were(voted):
+    v = Vote(voted, 'anna')
+    prefer(v, 'aux', 30)
+    assert v.count==30 and list(voted.folder.rglob('*.json'))==[voted.folder/'votes'/'anna.json'] and len(votes_of(voted))==60
+    again = Vote(voted, 'anna')
+    assert again.count==30 and again.ballot==v.ballot
+    again.undo(); assert again.count==29 and len(votes_of(voted))==58
+    assert vote_standings(voted).arm[0]=='aux' and 'aux' in again.result()
+    other = Vote(voted)
+    assert other.voter.startswith('anonymous-') and other.count==0
+    other._name.value = 'anna'; assert other.count==29
+
+def test_both_questions_are_answered_before_the_next_pair(voted, refused):
+    v = Vote(voted, 'anna'); b = v.ballot
+    v.answer('style', 'left'); assert v.ballot==b and not voted.folder.exists()
+    v.answer('style', 'right'); v.answer('prompt', 'tie')
+    assert v.ballot!=b and dict(zip(votes_of(voted).question, votes_of(voted).answer))==dict(style='b' if b.left=='a' else 'a', prompt='tie')
+    with refused('left, tie, right'): v.answer('style', 'up')
+
+def test_a_pair_with_a_picture_that_is_gone_is_not_asked(voted):
+    voted.lost['aux'] = tuple(range(1, 8))
+    v, seen = Vote(voted, 'anna'), []
+    while v.ballot: seen.append(v.ballot); v.next()
+    assert {b.prompt for b in seen if 'aux' in (b.a, b.b)}=={0} and 'every pair' in v.sentence
+
+def test_compare_opens_a_vote_in_place_of_the_columns_and_shows_it_below_the_metrics(voted):
+    c = Compare(voted)
+    assert not any(c.voted.values()) and 'by vote' not in text(c._numbers)
+    panel = c.vote('anna')
+    assert c._sides.layout.display=='none' and c._booth.children==(panel.widget,)
+    prefer(panel, 'aux', 30)
+    assert c.vote() is None and c._sides.layout.display is None and c._booth.children==()
+    assert 'more in the style, by vote' in text(c._numbers) and set(c.voted['all'])=={'base', *voted.arms}
+    share = c.voted['people']['aux']['vote_style_rate']
+    c.group = 'people'; assert f'{share[0]:.0%}' in text(c._numbers) and share[1]<=share[0]<=share[2]
+    c.step = 100; assert 'by vote' not in text(c._numbers)                        # votes are about the chosen steps
+
+def test_votes_of_another_study_are_said_and_the_rest_is_shown(voted):
+    prefer(Vote(voted, 'anna'), 'aux', 12)
+    voted.info['sampler'] = dict(steps=9)
+    c = Compare(voted)
+    assert 'votes of another study' in c.sentence and c.voted=={} and 'anna.json' in c.sentence and c.pictures('aux')[0] is not None
+
+def test_runs_have_no_folder_for_votes(study, refused, tmp_path):
+    assert not Compare(study).votable
+    with refused('folder of a study'): Vote(study)
+
+def test_the_page_asks_when_there_is_a_study(voted, study, tmp_path):
+    path = Compare(voted).export(tmp_path/'page.html')
+    d, html = cells(path), path.read_text('utf-8')
+    assert d['vote']['study']==study_key(voted.info) and 'ref' in d['sheets'] and 'id="blind"' in html and html.count('<script')==2
+    plain = Compare(study).export(tmp_path/'plain.html')
+    assert cells(plain)['vote'] is None and 'id="blind"' not in plain.read_text('utf-8') and 'class Voting' not in plain.read_text('utf-8')
 
 EVIL = 'It </script> broke <!--<script> and <SCRIPT/x.'
 

@@ -69,10 +69,10 @@ def _read_clip(folder):
         raise StyleboostError(f'The CLIP model in {folder} cannot be read ({first_line(e)}); save it there with '
                               'save_pretrained, its tokenizer too.') from e
 
-# %% ../../nbs/judging/03_encoders.ipynb #3f5f5a55
+# %% ../../nbs/judging/03_encoders.ipynb #1edb4988
 class ClipEncoder(nn.Module):
     "A CLIP model from a folder in transformers' layout."
-    person_line = .5
+    person_line, is_clip = .5, True
     def __init__(self,
         folder:str|Path,  # with config.json, safetensors weights and the tokenizer
     ):

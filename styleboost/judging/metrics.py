@@ -4,9 +4,10 @@
 
 # %% auto #0
 __all__ = ['KID_PICTURES', 'METRICS', 'SHOWN', 'NEAR', 'TEXTS', 'jackknife', 'mean_of', 'student', 'interval', 'wilson', 'kid',
-           'fid', 'diversity', 'copying', 'Look', 'look_at', 'read_once', 'without', 'score', 'nearer_texts', 'tidy']
+           'fid', 'diversity', 'copying', 'Look', 'look_at', 'read_once', 'without', 'score', 'each_picture',
+           'nearer_texts', 'tidy']
 
-# %% ../../nbs/judging/04_metrics.ipynb #927f3139
+# %% ../../nbs/judging/04_metrics.ipynb #1c96a14a
 import math
 from dataclasses import dataclass
 from functools import lru_cache
@@ -19,7 +20,9 @@ import torch.nn.functional as F
 from torchmetrics.image.kid import poly_kernel
 
 from ..core import StyleboostError, note
+from .closeness import cmmd, memorising, own_pictures
 from .encoders import load_encoder
+from .hubs import csls_similarity, discrimination_gap, other_styles
 from .judge import Encoder, Judge
 from .style import plain_statistics, style_similarity, style_vectors
 from ..pictures.images import ImageSet, counting_order
@@ -203,6 +206,18 @@ METRICS = dict(
 
 SHOWN = ('kid','style','subject_rate','people_rate','false_people_rate','drift','leak')  # what a short table shows
 
+# %% ../../nbs/judging/04_metrics.ipynb #d7674859
+METRICS |= dict(
+    style_gap=('style told apart', 'up',
+        'How much nearer the style\'s own pictures are to each other than to the nearest other style; at 0 or less '
+        'style similarity says nothing.'),
+    style_csls=('style similarity by CSLS', 'up',
+        'Without what is near to everything; 1 is as near as the style\'s own, 0 as near as the nearest other style.'),
+    cmmd=('CMMD to the true style', 'down',
+        'Distance between the two clouds by a kernel on CLIP\'s unit vectors, times 1000; only where a CLIP looks.'),
+    memorising=('memorising', 'down',
+        'How much nearer a picture asked for by a training caption is to that training picture than to any other.'))
+
 # %% ../../nbs/judging/04_metrics.ipynb #b2219775
 @dataclass
 class Look:
@@ -331,7 +346,36 @@ def _near_truth(x, r, judge, prompts):
     out[true] = F.cosine_similarity(x.features[true]-centre, truth-centre)
     return out
 
-# %% ../../nbs/judging/04_metrics.ipynb #d09e7073
+# %% ../../nbs/judging/04_metrics.ipynb #ff360574
+def _look_around(reference, others, judge):
+    "Style vectors of other styles, with the sets that they are of."
+    sets = other_styles(reference) if others is None else others
+    together = look_at(ImageSet([p for s in sets for p in s], 'other styles'), judge).style
+    return list(zip(sets, together.split([len(s) for s in sets])))
+
+def _of_kind(others, flag):
+    "Style vectors by the name of the other style, of pictures with people or without; a set needs three of them."
+    some = {s.name: v[_flagged(s, flag)] for s,v in others}
+    return {k:v for k,v in some.items() if len(v)>2}
+
+def _by_csls(x, r, pairs, prompts, others):
+    "Style similarity of each picture by CSLS; left out where the style is not told from others."
+    out = _blank(prompts)
+    for flag,keep,like in pairs:
+        try: out[keep] = csls_similarity(x.style[keep], r.style[like], _of_kind(others, flag))
+        except StyleboostError as e: _once(f'{e} Style similarity by CSLS is left out.')
+    return out
+
+def _by_heart(x, judge, prompts, ref):
+    "How much nearer each picture is to the training picture that its prompt is the caption of."
+    out, own = _blank(prompts), own_pictures(prompts, ref)
+    asked = [i for i,at in enumerate(own) if at is not None]
+    if len(ref)<2 or not asked: return {}
+    unit, trained = judge.embed_images(x.features[asked]), judge.embed_images(look_at(ref, judge).features)
+    out[asked] = memorising(unit, torch.tensor([own[i] for i in asked]), trained)
+    return dict(memorising=out)
+
+# %% ../../nbs/judging/04_metrics.ipynb #2d63f7dd
 NEAR, TEXTS = 5, 20
 
 @dataclass
@@ -345,31 +389,36 @@ class _Sight:
     shows:torch.Tensor      # whether each shows a person, or None
     places:torch.Tensor     # how many texts are nearer to each picture than its own, or None
     texts:int               # how many texts there are
+    others:list             # other styles and their style vectors
 
-def _each(x, r, judge, reference, prompts, ref, base):
+def _each(x, r, judge, reference, prompts, ref, base, others):
     "Metrics that every picture has, (n,) each, NaN where it has not."
     pairs = _pairs(prompts, reference)
     out = _styles(x, None if base is None else look_at(base, judge), r, pairs, prompts)
-    if ref is not None and len(ref): out['copying'] = _copied(x, r, look_at(ref, judge), ref, pairs, prompts)
+    out['style_csls'] = _by_csls(x, r, pairs, prompts, others)
+    if ref is not None and len(ref):
+        out['copying'] = _copied(x, r, look_at(ref, judge), ref, pairs, prompts)
+        out |= _by_heart(x, judge, prompts, ref)
     if judge.embed_texts is None:
         _once(f'The encoder {judge.name} does not read, so text alignment and subjects recognised are left out.')
     elif any(p.text for p in prompts): out['text'] = _aligned(x, judge, prompts)
     if any(getattr(p, 'truth', None) for p in prompts): out['paired'] = _near_truth(x, r, judge, prompts)
     return out
 
-def _see(images, reference, prompts, judge, ref, base):
+def _see(images, reference, prompts, judge, ref, base, others=None):
     "Looks at everything."
     x, r, texts, places = look_at(images, judge), look_at(reference, judge), _texts(prompts, reference), None
     _tell_equal('pictures', x)
     _tell_equal(f'pictures of {reference.name}', r)
-    each = _each(x, r, judge, reference, prompts, ref, base)
+    around = _look_around(reference, others, judge)
+    each = _each(x, r, judge, reference, prompts, ref, base, around)
     shows = None if judge.people is None else judge.people(x.features)>judge.person_line
     if shows is None: _once(f'The encoder {judge.name} cannot tell people, so their rates are left out.')
     if 'text' in each:
         if len(texts)>=TEXTS: places = _places(x, judge, prompts, texts)
         else: _once(f'There are {len(texts)} different prompts and captions of the reference, and to tell a subject '
                     f'from others takes {TEXTS}; subjects recognised are left out, and text alignment is reported.')
-    return _Sight(judge, x, r, each, judge.embed_images(x.features), shows, places, len(texts))
+    return _Sight(judge, x, r, each, judge.embed_images(x.features), shows, places, len(texts), around)
 
 # %% ../../nbs/judging/04_metrics.ipynb #866e6569
 def _put(row, key, measured, n, parts=None):
@@ -393,14 +442,17 @@ def _put_gain(row, style, base):
               'gain; the style gained is left out.')
     elif not base.isnan().any(): _put(row, 'style_gain', _gain(style, base), len(style))
 
-# %% ../../nbs/judging/04_metrics.ipynb #aa9a6b17
+# %% ../../nbs/judging/04_metrics.ipynb #093bf918
 def _put_clouds(row, s, keep, like, group):
-    "KID, KID by colours and edges, and FID of a group, where it has enough pictures."
+    "KID, KID by colours and edges, CMMD and FID of a group, where it has enough pictures."
     n, d = len(keep), s.x.features.shape[1]
     few = min(n, len(like))
     if few>=KID_PICTURES:
         _put(row, 'kid', kid(s.x.features[keep], s.r.features[like]), n)
         _put(row, 'plain_kid', kid(s.x.plain[keep], s.r.plain[like]), n)
+        if getattr(s.judge, 'is_clip', False):
+            value, less = cmmd(s.unit[keep], s.judge.embed_images(s.r.features[like]))
+            _put(row, 'cmmd', (value, jackknife(less)), n)
     else:
         _once(f'KID needs {KID_PICTURES} pictures on both sides and has {few} of {group}; it is left out, and style '
               'similarity is reported.')
@@ -409,6 +461,18 @@ def _put_clouds(row, s, keep, like, group):
         _once(f'With the encoder {s.judge.name} FID needs more than {d} pictures on both sides; where there are fewer '
               'it is left out, and KID is reported.')
 
+def _put_gap(row, s, like, flag):
+    "How well the style is told from others, and a word where it is not."
+    others = _of_kind(s.others, flag)
+    if len(like)<3 or not others: return
+    gap = discrimination_gap(s.r.style[like], others)
+    _put(row, 'style_gap', (gap.value, math.hypot(jackknife(gap.without), gap.spread)), len(like))
+    if not row['style_gap_low']>0: _once(
+        f'With the encoder {s.judge.name} the pictures of this style are hardly nearer to each other ({gap.own:.2f}) '
+        f'than to {gap.nearest} ({gap.other:.2f}), so do not trust style similarity here; look at KID, at '
+        'pictures, or through another encoder.')
+
+# %% ../../nbs/judging/04_metrics.ipynb #7ee7b3c4
 def _put_means(row, s, keep):
     "Means of what each picture has, the style gained, and diversity."
     for k,values in s.each.items():
@@ -464,7 +528,7 @@ def _check_score(images, prompts, base):
         note('No prompt says whether it asks for people, so people and things are not scored apart; give the prompts '
              'as a .csv or .tsv with a people column, or the pictures a metadata.jsonl.')
 
-# %% ../../nbs/judging/04_metrics.ipynb #846a9613
+# %% ../../nbs/judging/04_metrics.ipynb #98eb5cc1
 def score(
     images:list,    # one a prompt
     reference,      # an `ImageSet` of the style, people flagged
@@ -473,6 +537,7 @@ def score(
     *,
     ref=None,       # StyleRef, for copying; its pictures are taken out of the reference
     base=None,      # the untouched base's pictures of the same prompts, for the style gained
+    others=None,    # `ImageSet`s of other styles, that the style is to be told from; the embedded ones unless given
 )->pd.DataFrame:    # a row each for people, things and all
     """Scores pictures against a style's own and against their prompts.
 
@@ -483,7 +548,7 @@ def score(
     judge = load_encoder(judge or 'world')
     reference = reference if isinstance(reference, ImageSet) else ImageSet(reference)
     reference = without(reference, [] if ref is None else [ref])
-    sight = _see(images, reference, prompts, judge, ref, base)
+    sight = _see(images, reference, prompts, judge, ref, base, others)
     for group,flag in dict(people=True, things=False, all=None).items():
         keep, like = _flagged(prompts, flag), _flagged(reference, flag)
         if not keep: continue
@@ -493,11 +558,24 @@ def score(
             continue
         rows[group] = row = dict(n=len(keep), n_reference=len(like))
         _put_clouds(row, sight, keep, like, group)
+        _put_gap(row, sight, like, flag)
         _put_means(row, sight, keep)
         _put_shares(row, sight, keep, flag)
     table = pd.DataFrame(rows).T
     columns = ['n', 'n_reference', 'n_texts'] + [m+end for m in METRICS for end in ('','_low','_high','_std','_n')]
     return table[[c for c in columns if c in table]]
+
+# %% ../../nbs/judging/04_metrics.ipynb #4c3b5100
+def each_picture(
+    images:list,   # one a prompt
+    reference,     # an `ImageSet` of the style
+    prompts:list,  # objects with `text` and `people`, and `truth` where there is one
+    judge=None,    # an `Encoder`; the embedded one unless given
+)->dict:           # metric -> (n,) numbers, NaN where there is none
+    "The metrics that every picture has, picture by picture."
+    judge = load_encoder(judge or 'world')
+    x, r = look_at(list(images), judge), look_at(reference, judge)
+    return _each(x, r, judge, reference, prompts, None, None, _look_around(reference, None, judge))
 
 # %% ../../nbs/judging/04_metrics.ipynb #43145b3f
 def nearer_texts(
