@@ -9,7 +9,7 @@ __all__ = []
 # %% ../nbs/92_door.ipynb #078ae25e
 from importlib import import_module
 
-# %% ../nbs/92_door.ipynb #9a6cbefa
+# %% ../nbs/92_door.ipynb #b7e4c0a2
 _ROOMS = {
     'core': 'StyleboostError',
     'pictures.images': 'ImageSet',
@@ -17,6 +17,7 @@ _ROOMS = {
     'pictures.world': 'style_ref pool prompts reference',
     'training.recipes': 'Recipe Binding no_prior dreambooth styleboost hold with_prior with_hold multi',
     'judging.suggest': 'suggest',
+    'judging.check': 'check',
     'widgets.picker': 'AuxPicker',
     'training.plan': 'plan',
     'bases.load': 'load_base',
@@ -28,6 +29,7 @@ _ROOMS = {
     'judging.drift': 'elsewhere score_elsewhere',
     'studies.study': 'Study',
     'widgets.compare': 'Compare',
+    'widgets.vote': 'Vote',
     'exporting.export': 'export'}
 
 _ROOM_OF = {name: room for room,names in _ROOMS.items() for name in names.split()}

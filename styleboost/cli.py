@@ -6,7 +6,7 @@
 __all__ = ['app', 'console', 'RECIPE', 'METHOD', 'MEMORY', 'SAMPLES', 'DEVICE', 'OPTIONS', 'Ema', 'Strength', 'Ref', 'RecipeFile',
            'Memory', 'Settings', 'Prior', 'Preset', 'AuxCount', 'Snapshots', 'Encoder', 'Priors', 'Arms', 'Checkpoints',
            'Strengths', 'Drift', 'say', 'option', 'takes', 'demo', 'train', 'plan', 'sample', 'export', 'score',
-           'suggest', 'compare', 'env', 'main']
+           'check', 'suggest', 'compare', 'env', 'main']
 
 # %% ../nbs/91_cli.ipynb #42281822
 import json, logging, math, os, re, sys, textwrap, tomllib
@@ -614,10 +614,19 @@ def _elsewhere(pictures, ims, asked, untouched, n, real, encoder, counted):
     else: return None
     return score_elsewhere(ours, base, found, real, encoder)
 
-# %% ../nbs/91_cli.ipynb #6d7243c7
+# %% ../nbs/91_cli.ipynb #22b42ebc
 Encoder = Annotated[str, typer.Option(help='What the scores look through: world, the embedded judge; a folder with a '
-                    'CLIP model; or a file with the weights of CSD or Inception.')]
+                    'CLIP model; a file with the weights of CSD or Inception; or, where pictures are scored, '
+                    'introstyle:BASE, the net of an untouched base.')]
 
+def _say_gap(table):
+    "Whether a score of style can be trusted, before it is read."
+    if 'all' not in table.index: return
+    gap = _interval(table.loc['all'], 'style_gap')
+    if gap: say(f'The encoder tells this style from the nearest other one by {gap}; at 0 or less style similarity '
+                'would say nothing.')
+
+# %% ../nbs/91_cli.ipynb #6ecc930e
 @app.command()
 def score(
     pictures:Annotated[Path, typer.Argument(
@@ -635,23 +644,65 @@ def score(
     drift:Annotated[int, typer.Option(
         help='Of a run: draw so many prompts of the class, of people and of things that do not ask for the style, with '
              'the run and with its base, and add drift and leak.')]=0,
+    others:Annotated[Optional[list[Path]], typer.Option(
+        help='Folder with pictures of another style, that yours is to be told from; may be given several times. The '
+             'embedded styles unless given.')]=None,
     encoder:Encoder='world',
     out:Annotated[Path, typer.Option(help='File for the scores.')]=Path('scores.json'),
 ):
     "Score pictures against a style's own and against their prompts."
-    from styleboost.judging.encoders import known_as, load_encoder
+    from styleboost.judging.encoders import known_as
     from styleboost.judging.metrics import score, tidy
+    from styleboost.studies.eyes import eyes
     _check_scores_file(out)
     ims, real = ImageSet.from_folder(_pictures_of(pictures)), ImageSet.from_folder(reference)
     if prompts: ims = ims.counted()
     asked = read_prompts(prompts) if prompts else [Prompt(p.caption, p.people) for p in ims]
-    moved = _elsewhere(pictures, ims, asked, untouched, drift, real, encoder, bool(prompts))
-    table = score(ims, real, asked, encoder, ref=ref and ImageSet.from_folder(ref))
+    judge, rest = eyes(encoder), [ImageSet.from_folder(d) for d in others] if others else None
+    moved = _elsewhere(pictures, ims, asked, untouched, drift, real, judge, bool(prompts))
+    table = score(ims, real, asked, judge, ref=ref and ImageSet.from_folder(ref), others=rest)
     if moved is not None: table = table.join(moved.drop(columns='n'))
     out.parent.mkdir(parents=True, exist_ok=True)
-    write_whole({out: json.dumps(dict(judge=known_as(load_encoder(encoder)), rows=tidy(table)), indent=0)+'\n'})
+    write_whole({out: json.dumps(dict(judge=known_as(judge), rows=tidy(table)), indent=0)+'\n'})
+    _say_gap(table)
     console.print(_score_table(table))
     say(f'The scores are in {out}')
+
+# %% ../nbs/91_cli.ipynb #66d7f72a
+def _sets(words):
+    "Sets of pictures by name."
+    from styleboost.training.priors import prior_images
+    found = {}
+    for word in words:
+        name, sep, where = word.partition('=')
+        if not sep: name, where = Path(word).name or word, word
+        if name in found:
+            raise StyleboostError(f'Two folders are called {name}; name one of them, as in other={where}.')
+        found[name] = prior_images(where) if where.startswith('world:') else ImageSet.from_folder(where)
+    return found
+
+@app.command()
+def check(
+    folders:Annotated[list[str], typer.Argument(
+        metavar='[NAME=]DIR...', help='Folders with pictures, or world:NAME. The names ref, aux and reference are '
+        'known: what it means that two of them share a picture is said.')],
+    prompts:Annotated[Optional[Path], typer.Option(
+        help='Prompts that will be asked for: none of them should be the caption of what is trained on.')]=None,
+    resolution:Annotated[int, typer.Option(help='Pixels of the training square.')]=64,
+    encoder:Annotated[Optional[str], typer.Option(
+        help='An encoder that looks for copies too, such as a folder with a CLIP model.')]=None,
+    out:Annotated[Path, typer.Option(help='File for the page with the pictures.')]=Path('check.html'),
+):
+    "Look at pictures before anything is trained: copies, leaks, blur, size, crops, mix, captions."
+    from styleboost.judging.check import KINDS, check
+    from styleboost.judging.encoders import load_encoder
+    from styleboost.showing.checkpage import check_place, write_check
+    check_place(writable(out))
+    asked, looks = read_prompts(prompts) if prompts else [], encoder and load_encoder(encoder)
+    told = check(_sets(folders), asked, resolution, looks)
+    for name,pics in told.sets.items(): say(f'{name}: {len(pics)} pictures')
+    for sentence in told.lines() or ['There is nothing to remark.']: say(sentence)
+    say(f'The pictures are shown in {write_check(out, told.sets, told.findings, KINDS)}')
 
 # %% ../nbs/91_cli.ipynb #58409296
 @app.command()

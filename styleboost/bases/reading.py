@@ -10,7 +10,7 @@ __all__ = ['SCHEDULERS', 'TOKENIZERS', 'check_classes', 'text_config', 'shape_of
 import copy, math
 from pathlib import Path
 
-import diffusers, torch
+import torch
 from safetensors import safe_open
 from transformers import CLIPTextConfig, CLIPTokenizer, PreTrainedModel
 

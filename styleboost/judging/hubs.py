@@ -58,12 +58,13 @@ def csls(
 # %% ../../nbs/judging/02a_hubs.ipynb #8c1a09bf
 @dataclass
 class Gap:
-    "How a style's pictures are to each other, and to the nearest other style."
+    "How near a style's pictures are to each other, and to other styles."
     own:float             # mean nearness of the style's pictures to each other
-    other:float           # to those of the nearest other style
-    nearest:str           # which that is
+    other:float           # to those of other styles
+    nearest:str           # the nearest of those
+    to_nearest:float      # and how near that is
     without:torch.Tensor  # (m,) the gap without each picture of the style
-    spread:float          # standard error that the choice of the other style's pictures alone makes
+    spread:float          # standard error that the choice of the others alone makes
     @property
     def value(self): return self.own-self.other
 
@@ -73,12 +74,12 @@ def _gap(s, sets):
     rows = s.clone().fill_diagonal_(0).sum(1)
     means = {k: v.mean(1) for k,v in sets.items()}
     nearest = max(means, key=lambda k: means[k].mean())
-    own, table = rows.sum()/(n*(n-1)), torch.stack(list(means.values()))
-    others = ((table.sum(1,keepdim=True)-table)/(n-1)).max(0).values
-    without = (rows.sum()-2*rows)/((n-1)*(n-2))-others
-    theirs = sets[nearest].mean(0)                    # of each picture of the nearest style
+    own, far = rows.sum()/(n*(n-1)), torch.stack(list(means.values())).mean(0)
+    without = (rows.sum()-2*rows)/((n-1)*(n-2)) - (far.sum()-far)/(n-1)
+    # styles were chosen, or pictures where there is but one
+    theirs = torch.stack([v.mean() for v in sets.values()]) if len(sets)>1 else sets[nearest].mean(0)
     spread = theirs.std().item()/len(theirs)**.5
-    return Gap(own.item(), means[nearest].mean().item(), nearest, without, spread)
+    return Gap(own.item(), far.mean().item(), nearest, means[nearest].mean().item(), without, spread)
 
 # %% ../../nbs/judging/02a_hubs.ipynb #343a8dd1
 def _check_gap(r, others):
@@ -98,7 +99,7 @@ def discrimination_gap(
     others:dict,      # name -> (n, s) of other styles
     raw:bool=True,    # by the cosine; else by CSLS
 )->Gap:
-    "How much nearer a style's pictures are to each other than to the nearest other style."
+    "How much nearer a style's pictures are to each other than to other styles."
     _check_gap(r, others)
     if raw: return _gap(_cosines(r, r), {k: _cosines(r, v) for k,v in others.items()})
     own, hubs = _hubs(r, others)
@@ -109,11 +110,11 @@ def csls_similarity(
     x:torch.Tensor,  # (n, s) style vectors of pictures
     r:torch.Tensor,  # (m, s) of the reference
     others:dict,     # name -> (n, s) of other styles
-)->torch.Tensor:     # (n,): 1 is as near as the style's own, 0 as near as the nearest other style
-    "Nearness to a style by CSLS, between the nearest other style and the style itself."
+)->torch.Tensor:     # (n,): 1 is as near as the style's own, 0 as near as other styles
+    "Nearness to a style by CSLS, between other styles and the style itself."
     gap = discrimination_gap(r, others, raw=False)
     if gap.value<=0: raise StyleboostError(
-        f'By CSLS the pictures of the reference are no nearer to each other than to {gap.nearest}, so there is no '
+        'By CSLS the pictures of the reference are no nearer to each other than to other styles, so there is no '
         'scale to score on.')
     own, _ = _hubs(r, others)
     gallery = torch.cat([r, *others.values()])

@@ -209,10 +209,10 @@ SHOWN = ('kid','style','subject_rate','people_rate','false_people_rate','drift',
 # %% ../../nbs/judging/04_metrics.ipynb #d7674859
 METRICS |= dict(
     style_gap=('style told apart', 'up',
-        'How much nearer the style\'s own pictures are to each other than to the nearest other style; at 0 or less '
-        'style similarity says nothing.'),
+        'How much nearer the style\'s own pictures are to each other than to other styles; at 0 or less style '
+        'similarity says nothing.'),
     style_csls=('style similarity by CSLS', 'up',
-        'Without what is near to everything; 1 is as near as the style\'s own, 0 as near as the nearest other style.'),
+        'Without what is near to everything; 1 is as near as the style\'s own, 0 as near as other styles.'),
     cmmd=('CMMD to the true style', 'down',
         'Distance between the two clouds by a kernel on CLIP\'s unit vectors, times 1000; only where a CLIP looks.'),
     memorising=('memorising', 'down',
@@ -469,7 +469,7 @@ def _put_gap(row, s, like, flag):
     _put(row, 'style_gap', (gap.value, math.hypot(jackknife(gap.without), gap.spread)), len(like))
     if not row['style_gap_low']>0: _once(
         f'With the encoder {s.judge.name} the pictures of this style are hardly nearer to each other ({gap.own:.2f}) '
-        f'than to {gap.nearest} ({gap.other:.2f}), so do not trust style similarity here; look at KID, at '
+        f'than to those of other styles ({gap.other:.2f}; {gap.nearest}: {gap.to_nearest:.2f}), so do not trust style similarity here; look at KID, at '
         'pictures, or through another encoder.')
 
 # %% ../../nbs/judging/04_metrics.ipynb #7ee7b3c4

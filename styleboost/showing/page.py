@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PER', 'FITS', 'ARROWS', 'sheet', 'largest_side', 'sheets_of', 'sheets_within', 'finite', 'number_cell', 'number_rows',
-           'foot', 'missing', 'groups_of', 'in_script', 'write_page']
+           'foot', 'missing', 'groups_of', 'in_script', 'page_style', 'page_script', 'write_page']
 
 # %% ../../nbs/showing/02_page.ipynb #81f9a478
 import json, math, re
@@ -144,7 +144,18 @@ def in_script(
     "JSON that may stand in a script of a page: no text in it ends the script, or keeps it open."
     return re.sub('<(?=[!/]|script)', r'\\u003c', json.dumps(data, ensure_ascii=False), flags=re.I)
 
-# %% ../../nbs/showing/02_page.ipynb #2cefc3dc
+# %% ../../nbs/showing/02_page.ipynb #03b56850
+def page_style(vote):
+    "The page's style sheets, and that of a vote."
+    names = ['page','stage','vote'] if vote else ['page','stage']
+    return '\n'.join([STYLE, *(asset(f'showing/{n}.css') for n in names)])
+
+def page_script(vote):
+    "The page's script, and the one that asks."
+    names = ['stage','page','vote'] if vote else ['stage','page']
+    return '\n'.join(asset(f'showing/{n}.js').rstrip('\n') for n in names)
+
+# %% ../../nbs/showing/02_page.ipynb #39c4c86e
 def write_page(
     path:str|Path,   # an .html file
     title:str,       # the headline
@@ -162,21 +173,23 @@ def write_page(
     facts:str='',    # a line below
     limit:float=5e6, # bytes of the page
     ready:list=(),   # keys of columns that have their chosen step alone
+    vote:dict=None,  # study, questions and pictures of the style (ref), for a blind vote on the page
 )->Path:
     "One file with everything in it."
     keys, titles = [k for k,_ in columns], [t for _,t in columns]
     gaps, largest = {k:missing(ims) for k,ims in pictures.items() if missing(ims)}, largest_side(pictures)
-    small, style = largest<=PIXELS, [STYLE, asset('showing/page.css'), asset('showing/stage.css')]
+    small = largest<=PIXELS
     data = dict(splits=list(asked), columns=keys, titles=titles, fixed=list(fixed), seeds=[str(s) for s in seeds],
         steps=list(steps), numbers={at:foot(keys, values, metrics) for at,values in numbers.items()},
         failed=failed, chosen=chosen, missing=gaps, ready=list(ready), per=PER, small=small,
-        prompts=[[p.text for p in prompts] for prompts in asked.values()])
+        prompts=[[p.text for p in prompts] for prompts in asked.values()],
+        vote=vote and {k:vote[k] for k in ('study','questions')})
+    if vote and vote['ref']: pictures = dict(pictures, ref=vote['ref'])
     def page(sheets):
         held = in_script(dict(data, sheets=sheets))
         return filled('showing/page.html', title=title, lead=lead, splits=asked, columns=columns, seeds=seeds,
             steps=steps, chosen=chosen, groups=groups_of(asked), per=PER, facts=facts, small=small,
-            grain=largest//2 if small else 4, style='\n'.join(style), data=held,
-            script=asset('showing/stage.js')+asset('showing/page.js').rstrip('\n'))
+            grain=largest//2 if small else 4, style=page_style(vote), script=page_script(vote), data=held, vote=vote)
     sheets = sheets_within(pictures, limit-len(page({}).encode()))
     try: write_whole({path: page(sheets)})
     except OSError as e: raise StyleboostError(

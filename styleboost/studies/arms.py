@@ -6,7 +6,7 @@
 __all__ = ['DRAW_STEPS', 'DRAW_SAMPLER', 'taken_apart', 'arm_name', 'arm_recipe', 'tell_counts', 'Bench', 'untouched_base', 'Arm',
            'Untouched', 'Artist', 'Trained']
 
-# %% ../../nbs/studies/01_arms.ipynb #7f34b917
+# %% ../../nbs/studies/01_arms.ipynb #344b3e60
 import re
 from dataclasses import dataclass, replace
 from functools import lru_cache
@@ -29,6 +29,7 @@ from ..training.runs import Run
 from ..training.loop import train
 from ..training.priors import apart, pictures_of, prior_images, with_words
 from ..training.recipes import Recipe, no_prior, Generated
+from .eyes import eyes
 from .style import Style
 
 # %% ../../nbs/studies/01_arms.ipynb #2935fca0
@@ -90,7 +91,7 @@ def tell_counts(
     which = ', '.join(f'{name} {n}' for n,name in counts.items())
     note(f'The priors differ in number too ({which}); --aux-count N, or n=N in Python, gives all arms as many.')
 
-# %% ../../nbs/studies/01_arms.ipynb #f159ae0a
+# %% ../../nbs/studies/01_arms.ipynb #8a6942f9
 DRAW_STEPS, DRAW_SAMPLER = 15, 'dpmpp'   # what a study draws with unless told otherwise
 
 _loaded = lru_cache(maxsize=1)(load_base)
@@ -105,12 +106,14 @@ class Bench:
     draw_steps:int=DRAW_STEPS   # that the sampler takes
     guidance:float=7.
     sampler:str=DRAW_SAMPLER    # a name that `styleboost.bases.sampling` knows
-    judge:object=None           # an `Encoder` to score with, or what `load_encoder` takes; else the embedded one
+    judge:object=None           # an `Encoder` to score with, or what `eyes` takes; the embedded one unless given
     device:str=None             # 'cpu' keeps it off the GPU
     strengths:tuple=(1.,)       # that trained arms are tried at, see `styleboost.methods.strength`
     elsewhere:Elsewhere=None    # prompts that do not ask for the style, for drift; it is left out unless given
     @property
     def base_folder(self): return Path(self.out)/'base'
+    @property
+    def eyes(self): return eyes(self.judge, lambda: untouched_base(self))
     @property
     def loaded(self): return self.base if isinstance(self.base, Base) else _loaded(str(self.base))
     def draw(self, model, prompts, seeds, phrase=None):

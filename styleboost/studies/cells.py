@@ -139,7 +139,7 @@ def keep_scores(
     text = json.dumps(dict(rows=others+rows, seconds=kept['seconds']), indent=0)
     with on_disk(folder): write_whole({Path(folder)/'scores.json': text+'\n'})
 
-# %% ../../nbs/studies/03_cells.ipynb #60b09c1c
+# %% ../../nbs/studies/03_cells.ipynb #ce190df9
 def _whole(images, asked): return len(images)==len(asked) and all(images)
 
 def _drawn(folder, split, step, strength, asked, draw, first):
@@ -159,9 +159,9 @@ def _score_split(bench, folder, arm, split, images):
     "Scores; those of an arm also say what was gained on the untouched base."
     asked, is_base = bench.style.prompts(split), Path(folder)==bench.base_folder
     base = None if is_base else kept_pictures(bench.base_folder, split, 0)
-    return score(images, bench.style.reference, asked, bench.judge, ref=arm.ref, base=base)
+    return score(images, bench.style.reference, asked, bench.eyes, ref=arm.ref, base=base)
 
-# %% ../../nbs/studies/03_cells.ipynb #5a773d32
+# %% ../../nbs/studies/03_cells.ipynb #c4df61d4
 def base_elsewhere(bench:Bench, base:Arm, seed:int)->list:
     "What the untouched base draws where the style is not asked for; drawn once a seed."
     asked, split, began = bench.elsewhere.prompts, f'elsewhere-seed-{seed}', time.time()
@@ -185,7 +185,7 @@ def _score_elsewhere(bench, folder, arm, step, strength, seed):
     if Path(folder)!=bench.base_folder:
         draw = _asking(arm, step, strength, literal=True)
         images = _drawn(folder, 'elsewhere', step, strength, asked, draw, first)
-    return score_elsewhere(images, was, bench.elsewhere, bench.style.reference, bench.judge)
+    return score_elsewhere(images, was, bench.elsewhere, bench.style.reference, bench.eyes)
 
 # %% ../../nbs/studies/03_cells.ipynb #4a395551
 def _rows(tables, split, step, asked):

@@ -6,7 +6,7 @@
 __all__ = ['SETTING', 'NEWER', 'COLUMNS', 'FIXED', 'check_names', 'check_links', 'setting', 'Results', 'judge_right', 'untold',
            'judged', 'mean_scores', 'losses_of']
 
-# %% ../../nbs/studies/05_results.ipynb #4c26e464
+# %% ../../nbs/studies/05_results.ipynb #ef72ac78
 import math, os, re
 from itertools import product
 from pathlib import Path
@@ -23,6 +23,7 @@ from ..showing.front import front_section, front_words
 from ..showing.report import Column, Section, write_report
 from .cells import is_scored, kept_pictures, kept_scores, misfit, read_plain
 from .comparison import in_words, metric_grain, paired, ranked, step_lines, t_interval
+from .votes import votes_section
 from ..training.runs import Run
 from ..training.recipes import upgraded
 
@@ -411,7 +412,7 @@ def _differences_section(rows, metric, few):
     heads = ['','measure','prompts','difference','95 % interval','seeds','what it allows to say']
     return Section('How sure one can be', about, heads=heads, rows=body)
 
-# %% ../../nbs/studies/05_results.ipynb #0753dad9
+# %% ../../nbs/studies/05_results.ipynb #700b5761
 def _other_eyes_section(places, metric):
     body = [[r.arm, r.rank, r.plain_rank, '' if r.agree else 'they disagree'] for r in places.itertuples()]
     about = (f'The order of the arms by {METRICS[metric][0]}, and by the same measure on colour and gradient '
@@ -431,6 +432,7 @@ def _sections(self:Results, rows):
         out.append(_differences_section(rows, metric, few=len(self.arms)<5))
         places = ranked(rows, metric)
         if 'plain_rank' in places: out.append(_other_eyes_section(places, metric))
+    if voted := votes_section(self): out.append(voted)
     if self.failed: out.append(_failed_section(self.failed))
     return out
 

@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['FIRST', 'SECOND', 'differences', 'Study', 'weights_bytes']
 
-# %% ../../nbs/studies/06_study.ipynb #7d1c2270
+# %% ../../nbs/studies/06_study.ipynb #d49b8b84
 import hashlib, json, shutil
 from contextlib import closing, contextmanager
 from dataclasses import replace
@@ -21,7 +21,7 @@ from ..pictures.images import ImageSet, png
 from ..bases.base import Base
 
 from ..judging.drift import EACH, ELSEWHERE, elsewhere
-from ..judging.encoders import known_as, load_encoder
+from ..judging.encoders import known_as
 from ..judging.metrics import METRICS, without
 
 from ..training.trainer import check
@@ -95,7 +95,7 @@ def _unseen(reference, recipes, sources):
     gone = [p for p in reference if p.sha[:12] in marks]
     return without(reference, [ImageSet(gone, reference.name)]) if gone else reference
 
-# %% ../../nbs/studies/06_study.ipynb #e504c5af
+# %% ../../nbs/studies/06_study.ipynb #3fd6b3ca
 def _as_data(style):
     "A style as `study.json` holds it."
     prompts = lambda ps: [dict(text=p.text, people=p.people, truth=p.truth and p.truth.sha) for p in ps]
@@ -116,7 +116,7 @@ def _described(bench, arms, seeds, choose):
     arms = {k: dict(r.to_dict(), base='') if isinstance(r, Recipe) else r.to_dict() for k,r in arms.items()}
     drawing = dict(steps=bench.draw_steps, guidance=bench.guidance, scheduler=bench.sampler)
     info = dict(version=__version__, style=_as_data(bench.style), arms=arms, seeds=list(seeds), steps=list(bench.steps),
-                choose=choose, sampler=drawing, judge=known_as(load_encoder(bench.judge or 'world')), base={},
+                choose=choose, sampler=drawing, judge=known_as(bench.eyes), base={},
                 versions=versions(), strengths=list(bench.strengths), elsewhere=_prompts_as_data(bench.elsewhere))
     return json.loads(json.dumps(info))
 
@@ -173,7 +173,7 @@ def _prompts_elsewhere(style, n):
         if n<EACH: raise
         note(f'{e} It is left out.')
 
-# %% ../../nbs/studies/06_study.ipynb #0441c80d
+# %% ../../nbs/studies/06_study.ipynb #5f265145
 class Study(Results):
     "A table of runs: arms by seeds, scored at several checkpoints."
     def __init__(self,
@@ -189,7 +189,7 @@ class Study(Results):
         sampler:int=DRAW_STEPS,       # steps that a picture is drawn in
         guidance:float=7.,     # classifier-free guidance
         scheduler:str=DRAW_SAMPLER,   # a name that `styleboost.bases.sampling` knows
-        judge=None,            # an `Encoder` to score with, or what `load_encoder` takes; the embedded one unless given
+        judge=None,            # an `Encoder` to score with, or what `eyes` takes; the embedded one unless given
         device:str=None,       # 'cpu' keeps it off the GPU
         strengths:tuple=(1.,), # with the steps, what validation chooses from in arms that are trained
         drift:int=EACH,        # prompts of the class, of people and of things that look elsewhere; 0 leaves drift out

@@ -6,7 +6,7 @@
 __all__ = ['FIXED', 'opened', 'Runs', 'numbers_of', 'arm_recipe', 'in_texts', 'recipe_rows', 'title_of', 'value_of', 'Compare',
            'seed_cell', 'counted']
 
-# %% ../../nbs/widgets/03_compare.ipynb #834c64ab
+# %% ../../nbs/widgets/03_compare.ipynb #9fdcbba7
 import io
 from functools import partial
 from html import escape
@@ -22,6 +22,7 @@ from ..bases.load import load_base
 from ..bases.sampling import sample
 from ..judging.metrics import SHOWN, score, tidy
 from ..studies.results import COLUMNS, judged
+from ..studies.votes import QUESTIONS, VOTED, study_key, vote_numbers
 from ..training.runs import Run
 from ..core import StyleboostError
 from ..devices import pick_device
@@ -32,6 +33,7 @@ from ..showing.figures import BASE, PIXELS, TRUTH
 from ..showing.page import groups_of, number_rows, write_page
 from .panels import Panel, Tiles, keeps_pixels, row, thumb
 from .stage import Stage
+from .vote import Vote
 
 # %% ../../nbs/widgets/03_compare.ipynb #8eb5a149
 def opened(
@@ -181,7 +183,7 @@ def value_of(
     def put(self, value): getattr(self, widget).value = value
     return property(get, put, doc=doc)
 
-# %% ../../nbs/widgets/03_compare.ipynb #070ba336
+# %% ../../nbs/widgets/03_compare.ipynb #24ca7caa
 class Compare(Panel):
     "Arms side by side, for a study or a few runs."
     name, sheets = 'compare', ('compare.css',)
@@ -213,6 +215,10 @@ class Compare(Panel):
     def __repr__(self): return f'Compare({len(self.prompts)} prompts, {", ".join(self.columns)})'
     @property
     def prompts(self): return self.asked[self.split]
+    @property
+    def votable(self):
+        "Whether there is a study's folder to keep votes in."
+        return hasattr(self.study, 'info')
     def _all_columns(self):
         "The artist's own column, where there are such pictures, the base's, and the arms'."
         truths = [p.truth for ps in self.asked.values() for p in ps if p.truth is not None]
@@ -361,19 +367,20 @@ def _show_column(self:Compare, k):
     head = f'<b title="{escape(title)}">{escape(title)}</b><span class="soft">{at}</span>'
     self._heads[k].value = f'<div class="sb-head">{head}</div>'
 
-# %% ../../nbs/widgets/03_compare.ipynb #f3a98289
+# %% ../../nbs/widgets/03_compare.ipynb #ca34d5c8
 @patch
 def _show_numbers(self:Compare):
     "The numbers under the columns."
     shown = self.arms
     values = {k: numbers_of(self.table, k, self.seed, self.step_of(k), self.group, self.split) for k in shown}
+    if self.split=='test' and self.at_chosen: values = self._with_votes(values, self.group)
     rows = ''
-    for label,meaning,cells in number_rows(shown, values, {m:self.told[m] for m in self.metrics}):
+    for label,meaning,cells in number_rows(shown, values, {m:self.told[m] for m in self.metrics}|VOTED):
         rows += f'<div title="{meaning}">{label}</div>' + ''.join(f'<div>{c}</div>' for c in cells)
     columns = f'var(--label) repeat({len(shown)},var(--tile))'
     self._numbers.value = f'<div class="sb-numbers" style="grid-template-columns:{columns}">{rows}</div>'
 
-# %% ../../nbs/widgets/03_compare.ipynb #bdbc6056
+# %% ../../nbs/widgets/03_compare.ipynb #1b688d01
 @patch
 def _draw(self:Compare, change=None):
     "Puts what is chosen into the columns."
@@ -389,7 +396,7 @@ def _draw(self:Compare, change=None):
     if self._at and self.prompt not in self._at: self.prompt = self._at[0]
     self._mark()
     self._close_up()
-    self.say(' '.join(self._why()), 'warn')
+    self.say(' '.join([*self._why(), *filter(None, [self.trouble])]), 'warn')
 
 # %% ../../nbs/widgets/03_compare.ipynb #4b97efd9
 @patch
@@ -529,7 +536,7 @@ def _pair_up(self:Compare):
     close.add_class('sb-close')
     return close
 
-# %% ../../nbs/widgets/03_compare.ipynb #3b74c68e
+# %% ../../nbs/widgets/03_compare.ipynb #eb717874
 @patch
 def _paired(self:Compare, change=None):
     if self._turning: return
@@ -539,18 +546,19 @@ def _paired(self:Compare, change=None):
 @patch
 def _build(self:Compare, arms):
     self._toggles = {k: ToggleButton(value=k in arms, description=title_of(k)) for k in self.columns}
-    controls, toggles = self._controls(), row('Show', *self._toggles.values())
+    votes = [self.button('Vote without names', self.vote, 'two pictures, two questions')] if self.votable else []
+    controls, toggles = self._controls(), row('Show', *self._toggles.values(), *votes)
     columns, close = self._side_by_side(), self._pair_up()
     self.hear(self._split, self._group, self._seed, self._step, self._best, *self._toggles.values(), act=self._draw)
     self.hear(self._a, self._b, act=self._paired)
     self.hear(self._blend, act=self._blended)
     self.hear(self._all_seeds, act=self._show_seeds)
-    sides = HBox([columns, close])
-    sides.add_class('sb-sides')
+    self._sides, self._booth = HBox([columns, close]), VBox([])
+    self._sides.add_class('sb-sides')
     self._sizes = HTML()
-    self.fill(self._sizes, HTML(f'<h4>{escape(self.title)}</h4>'), controls, toggles, sides)
+    self.fill(self._sizes, HTML(f'<h4>{escape(self.title)}</h4>'), controls, toggles, self._sides, self._booth)
 
-# %% ../../nbs/widgets/03_compare.ipynb #73a5a076
+# %% ../../nbs/widgets/03_compare.ipynb #2717c6a4
 @patch
 def refresh(self:Compare):
     "Looks at the study again, which may have gone on."
@@ -558,6 +566,9 @@ def refresh(self:Compare):
     try: self.table = getattr(self.study, 'seen', self.study.table)()
     except StyleboostError: self.table = pd.DataFrame(columns=COLUMNS)  # nothing has been scored yet
     self.told = judged(self.table)
+    groups = groups_of(self.asked) if self.votable else ()
+    try: self.voted, self.trouble = {g: vote_numbers(self.study, g) for g in groups}, ''
+    except StyleboostError as e: self.voted, self.trouble = {}, str(e)
     self._draw()
 
 @patch
@@ -606,7 +617,32 @@ def flip(self:Compare):
     "The other of the two."
     self.blend = 0 if self.blend>=50 else 100
 
-# %% ../../nbs/widgets/03_compare.ipynb #a2b5822a
+# %% ../../nbs/widgets/03_compare.ipynb #6cd311b1
+@patch
+def vote(self:Compare,
+    voter:str='',  # what you call yourself
+)->Vote:           # None when it was closed
+    "Opens a blind vote in place of the columns, or closes it."
+    if self._booth.children:
+        self._booth.children, self._sides.layout.display = (), None
+        return self.refresh()
+    panel = Vote(self.study, voter)
+    self._booth.children, self._sides.layout.display = (panel.widget,), 'none'
+    return panel
+
+@patch
+def _with_votes(self:Compare, values, group):
+    "Numbers of each column, with what votes on a group of prompts say."
+    return {k: {**known, **self.voted.get(group, {}).get(k, {})} for k,known in values.items()}
+
+@patch
+def _vote_on_page(self:Compare):
+    "What the page needs to ask; None where there is nothing to vote on."
+    if not self.votable or not self.study.chosen or 'test' not in self.asked: return None
+    style = [p.open() for p in list(self.study.ref)[:12]]
+    return dict(study=study_key(self.study.info), questions=QUESTIONS, ref=style)
+
+# %% ../../nbs/widgets/03_compare.ipynb #f14adc69
 @patch
 def _all_pictures(self:Compare):
     "What has been drawn, by the keys of `write_page`."
@@ -628,9 +664,10 @@ def _all_numbers(self:Compare):
         at = {k: s.chosen.get(k) if step=='chosen' or self.is_ready(k) else step for k in self.columns}
         out[f'{split}|{group}|{seed}|{step}'] = {
             k: numbers_of(self.table, k, seed, at[k], group, split) for k in self.columns}
-    return out
+    voted = [k for k in out if k.startswith('test|') and k.endswith('|chosen')]
+    return out | {k: self._with_votes(out[k], k.split('|')[1]) for k in voted}
 
-# %% ../../nbs/widgets/03_compare.ipynb #0474c6d2
+# %% ../../nbs/widgets/03_compare.ipynb #0f91a02d
 def counted(n, what): return f'{n} {what}{"s" if n!=1 else ""}'
 
 @patch
@@ -655,5 +692,5 @@ def export(self:Compare,
     facts = ('Intervals are 95 %, over the prompts of one run; other seeds move the numbers too. '
         'A row differs in the arm alone.')
     return write_page(path, self.title, self._lead(), self.asked, titled, fixed, list(s.seeds), list(s.steps),
-        pictures, self._all_numbers(), self.told, failed, dict(s.chosen), facts, limit,
-        [k for k in self.columns if self.is_ready(k)])
+        pictures, self._all_numbers(), self.told|VOTED, failed, dict(s.chosen), facts, limit,
+        [k for k in self.columns if self.is_ready(k)], self._vote_on_page())

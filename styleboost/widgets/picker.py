@@ -6,7 +6,7 @@
 __all__ = ['MEANINGS', 'WHO', 'FLAGS', 'Flags', 'metadata_file', 'with_flags', 'keep_flags', 'add_suggestion', 'measured',
            'scores_of', 'positions', 'far_off', 'AuxPicker', 'one_sided', 'several', 'read_choice', 'hash_or_none']
 
-# %% ../../nbs/widgets/01_picker.ipynb #431a0dfd
+# %% ../../nbs/widgets/01_picker.ipynb #153d5ed9
 import json, random
 from dataclasses import replace
 from collections.abc import Callable, Iterable
@@ -23,6 +23,7 @@ from ..core import StyleboostError, write_whole
 from ..pictures.captions import METADATA, Names, lines_of, name_inside
 from ..pictures.images import ImageSet
 from ..pictures.sheets import labelled
+from ..judging.check import check as looked_at
 from .panels import Panel, Tiles, row, thumb
 from .stage import Shift
 
@@ -427,7 +428,7 @@ def _who_shows(self:AuxPicker):
     keep = self.button('Keep', lambda: self.keep(), 'write what you said into metadata.jsonl beside the pictures')
     return self.line('Who shows people?', *([guess] if self.unsaid else ()), keep, name='sb-who')
 
-# %% ../../nbs/widgets/01_picker.ipynb #9cc3414e
+# %% ../../nbs/widgets/01_picker.ipynb #9c087f15
 @patch
 def _keep(self:AuxPicker):
     "The choice as a file, and as a folder to train with."
@@ -436,18 +437,19 @@ def _keep(self:AuxPicker):
     save = self.button('Save', lambda: self.save(file.value), 'the names of the chosen pictures')
     load = self.button('Load', lambda: self._seen(self.load, file.value), 'choose what a file says')
     copy = self.button('Save as folder', lambda: self.save_folder(folder.value), 'the pictures, to train with')
-    names, pictures = self.line('File', file, save, load), self.line('Folder', folder, copy)
+    check = self.button('Check', lambda: self.check(), 'copies, leaks, blur, size, mix and captions of the choice')
+    names, pictures = self.line('File', file, save, load, check), self.line('Folder', folder, copy)
     names.add_class('sb-keep')
     return VBox([names, pictures])
 
 @patch
 def _build(self:AuxPicker):
-    self._status, self._about, self.shift = HTML(), HTML(), Shift()
+    self._status, self._about, self._found, self.shift = HTML(), HTML(), HTML(), Shift()
     self.strip.widget.add_class('sb-strip')
     self.tiles.widget.add_class('sb-pool')
     self.tiles.enlarge(96)
     left = VBox([self._about, self.strip.widget, self._pager(), self.tiles.widget])
-    side = VBox([self._status, self._rule(), self._legend(), self._who_shows(), self._keep(), self._below])
+    side = VBox([self._status, self._rule(), self._legend(), self._who_shows(), self._keep(), self._below, self._found])
     for box,part in ((left, 'sb-look'), (side, 'sb-act')): box.add_class(part)
     whole = Box([left, side])
     whole.add_class('sb-pick')
@@ -580,6 +582,24 @@ def keep(self:AuxPicker):
     if inside: said += (f' {len(inside)} of the pictures have no folder of their own, so what you said of them is kept '
                         'with the choice alone: save that.')
     self.say(said.strip(), 'warn' if inside else '')
+
+# %% ../../nbs/widgets/01_picker.ipynb #ba137b10
+@patch
+def check(self:AuxPicker,
+    size:int=64,  # pixels of the training square
+)->list:          # of `Finding`
+    "Looks at the style and the choice, and shows what there is to remark."
+    if not self._chosen: raise StyleboostError('Nothing is chosen yet; choose some pictures to check.')
+    found = looked_at(dict(ref=self.ref, aux=self.images), size=size, progress=False).findings
+    html = ''
+    for f in found[:12]:
+        uris = [thumb(p, 104) for _,p,_ in f.pictures[:8]]
+        shown = ''.join(f'<img src="{uri}" alt="">' for uri in uris if uri)
+        html += f'<div class="sb-said warn">{escape(f.sentence)}<div class="sb-strip">{shown}</div></div>'
+    self._found.value = html
+    more = f' The first 12 of {len(found)} are shown.' if len(found)>12 else ''
+    self.say(f'{len(found)} remarks.{more}' if found else 'There is nothing to remark.')
+    return found
 
 # %% ../../nbs/widgets/01_picker.ipynb #38de5fa9
 @patch
