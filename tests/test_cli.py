@@ -34,7 +34,7 @@ OPTIONS = dict(
            '--strength --ema --literal --device',
     plan='--base --memory --method --rank --targets --text-encoder --no-text-encoder --prior --set --resolution '
          '--batch --precision --checkpointing --optimizer --fused-backward --weights --accumulate --processes --device',
-    score='--reference --prompts --ref --untouched --drift --others --encoder --out',
+    score='--reference --prompts --ref --untouched --drift --others --encoder --out --literal',     # which `sample` has
     check='--prompts --resolution --encoder --out',
     suggest='--ref --pool --out --k --people --near --general --itself --encoder',
     compare='--out --prior --aux --arm --style --ref --reference --prompts --validation --base --seeds --steps --method '
