@@ -623,8 +623,8 @@ def _say_gap(table):
     "Whether a score of style can be trusted, before it is read."
     if 'all' not in table.index: return
     gap = _interval(table.loc['all'], 'style_gap')
-    if gap: say(f'The encoder tells this style from the nearest other one by {gap}; at 0 or less style similarity '
-                'would say nothing.')
+    if gap: say(f'The encoder tells this style from others by {gap}; at 0 or less style similarity would say '
+                'nothing.')
 
 # %% ../nbs/91_cli.ipynb #6ecc930e
 @app.command()

@@ -395,7 +395,7 @@ class Job:
     def __call__(self, watch, preview):
         self.out.mkdir(exist_ok=True)
         binding = lambda role: dict(images=dict(name=role, hash='', files=['a.png']), prompt='a photo', weight=1., role=role)
-        recipe = dict(name='job', base='tiny', method='full', steps=self.steps, batch=4, lr=1e-5, resolution=64, bindings=[binding('style'), binding('prior')], token='zwx')
+        recipe = dict(name='job', base='tiny', method='full', steps=self.steps, batch=4, lr=1e-5, resolution=64, guidance=7., bindings=[binding('style'), binding('prior')], token='zwx')
         (self.out/'recipe.json').write_text(json.dumps(dict(seed=0, base_hash='', recipe=recipe)))
         run = Run(self.out)
         @contextmanager

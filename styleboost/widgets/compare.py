@@ -218,7 +218,7 @@ class Compare(Panel):
     @property
     def votable(self):
         "Whether there is a study's folder to keep votes in."
-        return hasattr(self.study, 'info')
+        return 'style' in getattr(self.study, 'info', ())
     def _all_columns(self):
         "The artist's own column, where there are such pictures, the base's, and the arms'."
         truths = [p.truth for ps in self.asked.values() for p in ps if p.truth is not None]

@@ -86,12 +86,12 @@ def _strip(self:Vote):
     return HTML(f'<h4>The style</h4><div class="sb-strip">{images}</div>')
 
 @patch
-def _answered(self:Vote, question, side): self.answer(question, side)
+def _pressed(self:Vote, question, side): self.answer(question, side)
 
 @patch
 def _question(self:Vote, question):
     "A question and its three answers."
-    self._buttons[question] = {s: self.button(text, partial(self._answered, question, s)) for s,text in SIDES.items()}
+    self._buttons[question] = {s: self.button(text, partial(self._pressed, question, s)) for s,text in SIDES.items()}
     answers = HBox(list(self._buttons[question].values()))
     answers.add_class('sb-answers')
     return VBox([HTML(f'<div class="sb-asked">{QUESTIONS[question]}</div>'), answers])
