@@ -17,7 +17,7 @@ from styleboost.training.runs import Run
 from styleboost.training.trainer import accelerator_for, prepared
 
 QUICK = dict(steps=3, batch=2, lr=1e-3, steps_sampled=1, resolution=64)
-WORDS = ('textual_inversion', 'dreamstyler', 'dreamartist')     # learn a word, and the class prompt has none
+WORDS = [m for m in METHODS if make_method(m).only_words]     # learn a word, and the class prompt has none
 
 @torch.no_grad()
 def disturb(b, by=.02):

@@ -12,7 +12,6 @@ from styleboost.exporting.export import export
 from styleboost.methods.adapters import ADAPTERS, Scaled
 from styleboost.methods.load import METHODS, make_method
 from styleboost.methods.method import attached, restore, state, trained, trained_modules
-from styleboost.methods.textual_inversion import tables
 from styleboost.training.loop import train
 from styleboost.training.recipes import Generated, Recipe, settled
 from styleboost.training.runs import Run
@@ -220,9 +219,3 @@ def test_tlora_resumes_draws_what_it_learnt_and_is_no_file_for_others(base, quic
         with refused('tlora'): export(run, tmp_path/to, to)
 
 def drawn(m): return np.asarray(sample(m, 'a photo of zwx style, a dog', 3, steps=2, raw=True, device='cpu')[0], int)
-
-@pytest.mark.parametrize('name', METHODS)
-def test_a_method_says_whether_it_learns_nothing_but_words(base, name):
-    tuned = attached(base, make_method(name))
-    words = {id(t.rows) for t in tables(tuned).values()}
-    assert tuned.method.only_words==({id(p) for p in trained(tuned).values()}<=words)

@@ -212,7 +212,7 @@ def test_each_set_is_looked_at_once(monkeypatch):
     monkeypatch.setattr(judge.image, 'forward', lambda x: calls.append(len(x)) or see(x))
     metrics._seen.clear()
     score([p.truth for p in asked], real, asked, ref=TAUGHT); score([p.truth for p in asked], ImageSet(REAL[:60], 'again'), asked, ref=TAUGHT)
-    assert sorted(calls)==[20, 20, 20, 20, 60]                                        # drawn twice; the truth, StyleRef and the reference once
+    assert sorted(calls)==[20, 20, 20, 20, 60, 216]                                   # drawn twice; the truth, StyleRef, the reference and other styles once
 
 def test_the_kept_features_are_of_the_encoder_and_the_pictures():
     judge = load_judge()

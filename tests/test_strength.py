@@ -15,7 +15,7 @@ from styleboost.methods.strength import STRONGEST
 from styleboost.training.recipes import settled
 from styleboost.training.runs import Run
 
-STRONG = [m for m in METHODS if m not in ('dreamartist','svdiff')]           # one has none, and the other takes seconds to open
+STRONG = [m for m in METHODS if m not in ('dreamartist','inst_port','svdiff')]     # two have none, and the last takes seconds to open
 WORDS = ['textual_inversion', 'custom_diffusion', 'dreamstyler']
 MERGEABLE = ['full', *(a.name for a in ADAPTERS), *WORDS]
 

@@ -84,7 +84,7 @@ def cast(study, voter, taste, n=40, at='2026-01-01'):
 
 UP, DOWN = dict(base=0, none=1, aux=2), dict(base=2, none=1, aux=0)
 
-def sent(study, path, votes, voter='anna', **other):
+def sent(study, path, votes, voter='anna', other={}):
     write_whole({path: json.dumps(dict(kind='styleboost votes', study=study_key(study.info), voter=voter, votes=votes) | other)})
     return path
 
@@ -110,7 +110,7 @@ def test_a_file_is_merged_by_one_call_and_twice_is_once(study, tmp_path):
 
 @pytest.mark.parametrize('other', [dict(study='0'*16), dict(kind='something')])
 def test_votes_of_another_study_are_refused(study, tmp_path, refused, other):
-    file = sent(study, tmp_path/'sent.json', cast(study, 'anna', UP, 2), **other)
+    file = sent(study, tmp_path/'sent.json', cast(study, 'anna', UP, 2), other=other)
     with refused('sent.json', 'another study', study_key(study.info)): add_votes(study, file)
     assert not (study.folder/'votes').exists()
 

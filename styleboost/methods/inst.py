@@ -76,7 +76,7 @@ class InST(Method):
     encoder:str=''       # a folder with CLIP's half for pictures; fixed random convolutions unless given
     width:int=224        # numbers that the encoder says; 768 for CLIP ViT-L/14
     name = 'inst_port'
-    wraps = True
+    wraps, only_words = True, True
     no_place = ('single-file',)   # which has no tokenizer in it
     def __post_init__(self):
         for k,most in (('pictures',200), ('width',8192)):
