@@ -133,6 +133,14 @@ def test_few_prompts_are_scored_with_what_they_allow(make, tmp_path, said):
 
 # nothing twice, nothing lost
 
+def test_what_a_killed_process_had_begun_to_write_is_gone_when_the_study_goes_on(make, tmp_path):
+    study = make(tmp_path/'s', seeds=(0,))
+    study.begin()
+    for part in ('base/samples/.validation-000000.77.part', '.study.77.part.json'): (study.folder/part).mkdir(parents=True)
+    (study.folder/'base/samples/.validation-000000.77.part/0.png').write_bytes(b'half')
+    study.run(progress=False)
+    assert len(study.done)==2 and [*study.folder.rglob('*.part')]==[]
+
 def test_what_is_done_is_not_done_again(straight, make, monkeypatch):
     before = {f:f.stat().st_mtime_ns for f in straight.folder.rglob('*.json') if f.name!='study.json'}
     def never(*a, **kw): pytest.fail('done again')

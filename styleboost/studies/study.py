@@ -15,7 +15,8 @@ from pathlib import Path
 from fastcore.basics import patch
 
 from .. import __version__
-from ..core import LOCK, StyleboostError, alone, log, note, on_disk, progress_bar, writable, write_whole
+from styleboost.core import (LOCK, StyleboostError, alone, clear_parts, log, note, on_disk, progress_bar, writable,
+    write_whole)
 from ..pictures.images import ImageSet, png
 
 from ..bases.base import Base
@@ -419,5 +420,7 @@ def run(self:Study,
     "Does what is not done. Interrupted, it keeps what is done and goes on when called again."
     with _said_once():
         self.refuse()
-        with alone(self.folder): self._carry_out(ray, gpus, progress)
+        with alone(self.folder):
+            clear_parts(self.folder)
+            self._carry_out(ray, gpus, progress)
     return self
