@@ -300,7 +300,7 @@ def test_score_says_first_whether_the_style_is_told_from_others(here, drawn, tmp
     done = in_process('score', drawn.folder, '--reference', tmp_path/'real', '--out', tmp_path/'scores.json')
     harder = in_process('score', drawn.folder, '--reference', tmp_path/'real', '--others', tmp_path/'micah', '--encoder', 'introstyle:tiny', '--out', tmp_path/'intro.json')
     assert done.code==harder.code==0, done.err+harder.err
-    assert done.out.index('tells this style from others') < done.out.index('style similarity ↑')
+    assert done.out.index('tells this style from others') < done.out.index('style similarity  ')
     assert {'style_gap','style_csls'} <= {*rows(tmp_path/'scores.json')['all']} and json.loads((tmp_path/'intro.json').read_text())['judge'].startswith('introstyle:tiny')
 
 def test_check_says_what_is_shared_and_shows_it(here, tmp_path):

@@ -302,7 +302,7 @@ def test_the_log_holds_each_binding_apart(go, quick, ref, aux, base):
     assert len(line)==3 and len(set(want))==3 and [*line.values()]==pytest.approx(want, abs=2e-5)
 
 def test_the_recipe_beside_the_weights_is_the_one_that_ran(straight, quick, base):
-    assert straight.recipe==json.loads(json.dumps(replace(quick(steps=4, checkpoint=2), resolution=64, precision='no').to_dict())) and (straight.seed, straight.info['base_hash'])==(0, base.hash)
+    assert straight.recipe==json.loads(json.dumps(replace(quick(steps=4, checkpoint=2), resolution=64, guidance=7., precision='no').to_dict())) and (straight.seed, straight.info['base_hash'])==(0, base.hash)
 
 def test_tensorboard_gets_its_events(go, quick, tmp_path):
     go(quick(), trackers=['tensorboard'])

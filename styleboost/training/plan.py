@@ -6,7 +6,7 @@
 __all__ = ['LiveBytes', 'gigabytes', 'Plan', 'bytes_before', 'bytes_of_step', 'plan']
 
 # %% ../../nbs/training/08_plan.ipynb #1d88c07a
-import importlib.util, weakref
+import gc, importlib.util, weakref
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -197,11 +197,14 @@ def _read(base, recipe):
 @contextmanager
 def _on_shapes(recipe):
     "Tensors that have shapes alone; says so where a method looks at numbers."
+    gc.collect()
+    gc.disable()        # or the peak would depend on when garbage is collected, and so on what ran before
     try:
         with FakeTensorMode(allow_non_fake_inputs=True): yield
     except DataDependentOutputException as e:
         raise StyleboostError(f'What {recipe.method.name} holds cannot be planned, since its layers look at numbers '
             'and a plan has shapes alone; plan lora in its place, which holds about as much.') from e
+    finally: gc.enable()
 
 # %% ../../nbs/training/08_plan.ipynb #ff99bef0
 def bytes_of_step(
