@@ -6,7 +6,7 @@
 __all__ = ['LiveBytes', 'gigabytes', 'Plan', 'bytes_before', 'bytes_of_step', 'plan']
 
 # %% ../../nbs/training/08_plan.ipynb #1d88c07a
-import gc, importlib.util, weakref
+import importlib.util, weakref
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 
@@ -197,14 +197,11 @@ def _read(base, recipe):
 @contextmanager
 def _on_shapes(recipe):
     "Tensors that have shapes alone; says so where a method looks at numbers."
-    gc.collect()
-    gc.disable()        # or the peak would depend on when garbage is collected, and so on what ran before
     try:
         with FakeTensorMode(allow_non_fake_inputs=True): yield
     except DataDependentOutputException as e:
         raise StyleboostError(f'What {recipe.method.name} holds cannot be planned, since its layers look at numbers '
             'and a plan has shapes alone; plan lora in its place, which holds about as much.') from e
-    finally: gc.enable()
 
 # %% ../../nbs/training/08_plan.ipynb #ff99bef0
 def bytes_of_step(
@@ -221,6 +218,8 @@ def bytes_of_step(
     cast = torch.autocast('cpu', DTYPES[recipe.precision]) if low else nullcontext()
     with _on_shapes(recipe):
         base, live = _read(_armed(base, recipe), recipe), LiveBytes()
+        shapes = _Shapes(base, recipe, processes)
+        shapes(0, 0, 1)     # the noise schedule goes to its device once, if it was not there
         params = list(trained(base).values())
         kept = base.codec.parts if recipe.method.decodes else {}
         live.see_all({**base.net.parts, **trained_modules(base), **kept}.values())
@@ -234,7 +233,7 @@ def bytes_of_step(
             buckets = [torch.empty(p.shape) for p in params] if processes>1 else []
             stepper.watch(params)
             objective = _Cast(Objective(base, beginning), cast)
-            trainer = Trainer(base, recipe, _Shapes(base, recipe, processes), stepper, objective)
+            trainer = Trainer(base, recipe, shapes, stepper, objective)
             trainer.losses(0)
         del buckets, averages
     return live.peak, weights, moments, weights-models
