@@ -17,8 +17,8 @@ from fastcore.basics import patch
 from .. import __version__
 from ..bases.base import Base
 from ..bases.load import load_base
-from styleboost.core import (StyleboostError, first_line, new_folder, note, read_tensors, save_tensors,
-    synced, whole)
+from ..core import (StyleboostError, first_line, new_folder, note, own_file, read_tensors,
+    save_tensors, synced, whole)
 from ..methods.method import Method, attached, frozen, restore
 from ..pictures.images import contact_sheet
 from .recipes import Recipe, check_seed, differ, hash_of, recipe_of, upgraded
@@ -67,7 +67,7 @@ class Run:
             raise StyleboostError(f'{folder} is no run: it has no recipe.json; '
                 'give a folder that `styleboost train` wrote.')
         try:
-            self.info = json.loads(file.read_text('utf-8'))
+            self.info = json.loads(own_file(file).read_text('utf-8'))
             self.recipe, self.seed = checked(self.info), self.info['seed']
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             raise StyleboostError(f'{file} is not the recipe of a run ({first_line(e)}); choose another folder.') from e
@@ -108,7 +108,7 @@ def _logged(line)->dict|None:
 def log(self:Run)->list:
     "Dicts: step, seconds, and the loss of each binding."
     f = self.folder/'log.jsonl'
-    try: lines = f.read_text('utf-8', 'replace').split('\n') if f.exists() else []
+    try: lines = own_file(f).read_text('utf-8', 'replace').split('\n') if f.exists() else []
     except OSError as e: raise StyleboostError(f'{f} cannot be read ({first_line(e)}); see to it that it can.') from e
     rows = [_logged(l) for l in lines]
     while rows and rows[-1] is None: rows.pop()
