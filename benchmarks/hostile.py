@@ -122,10 +122,14 @@ def spoilt_json(data, rng):
     else: at[path[-1]] = rng.choice(VALUES)
     return data
 
-def damage(file, rng, outside):
+# You name a file of prompts yourself, so a pipe or a link is welcome there; a link among pictures is read, and said.
+WELCOME = dict(prompts=('fifo','link'), pictures=('link',))
+
+def damage(file, rng, outside, welcome=()):
     "Spoils a file; what was done, in words."
     data = file.read_bytes()
-    how = rng.choice(['cut','bits','bytes','text','gone','folder','fifo','link','long'] + ['json']*8*(file.suffix in ('.json','.jsonl')))
+    ways = ['cut','bits','bytes','text','gone','folder','fifo','link','long'] + ['json']*8*(file.suffix in ('.json','.jsonl'))
+    how = rng.choice([w for w in ways if w not in welcome])
     if how=='cut': file.write_bytes(data[:rng.randrange(len(data)+1)])
     elif how=='bits':
         spoilt = bytearray(data)
@@ -214,7 +218,7 @@ def main():
             folder.mkdir()
             KINDS[kind][0](folder)
             file = rng.choice(sorted(f for f in folder.rglob('*') if f.is_file()))
-            how = damage(file, rng, outside)
+            how = damage(file, rng, outside, WELCOME.get(kind, ()))
             lines = opening(kind, folder, outside, d/'said.txt')
             word = verdict(lines)
             counts[kind, word] += 1

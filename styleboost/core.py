@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'LOCK', 'printable', 'StyleboostError', 'boxed', 'note', 'first_line', 'synced', 'whole', 'write_whole',
-           'disk_error', 'on_disk', 'writable', 'new_folder', 'alone', 'clear_parts', 'save_tensors', 'read_tensors',
-           'progress_bar', 'quiet']
+           'disk_error', 'on_disk', 'writable', 'new_folder', 'alone', 'clear_parts', 'own_file', 'save_tensors',
+           'read_tensors', 'progress_bar', 'quiet']
 
 # %% ../nbs/00_core.ipynb #5952a5ff
 import errno, logging, os, re, shutil, sys, tempfile, threading, time, warnings
@@ -240,6 +240,22 @@ def clear_parts(
     for p in [*Path(folder).rglob('.*')]:
         if re.fullmatch(r'\..+\.\d+\.part(\.\w+)?', p.name): _remove(p)
 
+# %% ../nbs/00_core.ipynb #83358723
+def own_file(
+    path:Path,         # a file in it
+    folder:Path=None,  # that may be a stranger's; the one that the file is in, unless given
+)->Path:               # the file
+    "Refuses a pipe, a device, and a link that leads out of a folder; a file that is not there is for others to miss."
+    if not os.path.lexists(path): return path
+    try:
+        outside = path.is_symlink() and not path.resolve().is_relative_to((folder or path.parent).resolve())
+        odd = outside or path.exists() and not path.is_file()
+    except (OSError, RuntimeError): odd = True      # a ring of links
+    if odd: raise StyleboostError(
+        f'{path} is {"a link that leads elsewhere" if path.is_symlink() else "no plain file"}; put the file itself in '
+        'its place, or remove it.')
+    return path
+
 # %% ../nbs/00_core.ipynb #a3e5919d
 def save_tensors(
     path:Path,     # a .safetensors file; its folder is made
@@ -256,7 +272,8 @@ def read_tensors(
 )->dict:
     "Tensors of a file; says which file when it is damaged."
     from safetensors.torch import load_file
-    try: return load_file(path)
+    try: return load_file(own_file(path))
+    except StyleboostError: raise
     except Exception as e:
         raise StyleboostError(f'{path} is damaged ({e}); remove it, or the folder it is in, and start again.') from e
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest, torch
 
 from styleboost.core import (
-    LOCK, StyleboostError, alone, clear_parts, disk_error, first_line, new_folder, note, on_disk, printable, progress_bar, quiet,
+    LOCK, StyleboostError, alone, clear_parts, disk_error, first_line, new_folder, note, on_disk, own_file, printable, progress_bar, quiet,
     read_tensors, save_tensors, whole, writable, write_whole)
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -78,6 +78,16 @@ def test_one_that_cannot_be_written_stops_all(tmp_path):
     (tmp_path/'a.txt').write_text('old')
     with pytest.raises(OSError): write_whole({tmp_path/'a.txt': 'new', tmp_path/'nowhere'/'b.txt': 'new'})
     assert names(tmp_path)==['a.txt'] and (tmp_path/'a.txt').read_text()=='old'
+
+def test_a_pipe_a_device_and_a_link_that_leads_out_are_not_opened(tmp_path, refused):
+    folder, other = tmp_path/'a', tmp_path/'b'
+    for d in (folder, other): d.mkdir(); (d/'x').write_text('')
+    (folder/'in').symlink_to('x'); (folder/'out').symlink_to(other/'x'); (folder/'ring').symlink_to('ring'); os.mkfifo(folder/'pipe')
+    assert own_file(folder/'in')==folder/'in' and own_file(folder/'none')==folder/'none' and own_file(folder/'out', tmp_path)==folder/'out'
+    for name in ('out','ring','pipe'):
+        with refused(folder/name, 'remove it'): own_file(folder/name)
+        with refused(folder/name, 'remove it'): read_tensors(folder/name)
+    with refused('no plain file'): own_file(folder)
 
 def test_tensors_are_whole_and_a_damaged_file_is_named(tmp_path, refused):
     file = tmp_path/'weights'/'a.safetensors'

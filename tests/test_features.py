@@ -1,5 +1,5 @@
 "Encoders: the judge, and others from local files, through one door; style and plain statistics."
-import copy, shutil, sys, types
+import copy, json, os, shutil, sys, types
 
 import pytest, torch, torch.nn.functional as F
 from PIL import Image, ImageChops
@@ -249,6 +249,19 @@ def test_a_judge_whose_weights_are_no_numbers_is_refused(tmp_path, refused):
     tensors['person.bias'][0] = float('nan')
     save_file(tensors, folder/'image_encoder.safetensors')
     with refused(str(folder), 'no numbers', 'person.bias'): load_judge(folder)
+
+@pytest.mark.parametrize('file', ['config.json', 'image_encoder.safetensors', 'tokenizer/tokenizer_config.json', 'text_encoder/model.safetensors'])
+def test_a_judge_with_a_pipe_in_it_is_not_waited_for(tmp_path, refused, file):
+    folder = shutil.copytree(JUDGE, tmp_path/'judge')
+    (folder/file).unlink(); os.mkfifo(folder/file)
+    with refused(folder/file, 'no plain file'): load_judge(folder)
+
+@pytest.mark.parametrize('most', [-1, 10**30, 2, 'many', None])
+def test_a_judge_whose_tokenizer_gives_more_than_is_read_is_refused(tmp_path, refused, most):
+    folder = shutil.copytree(JUDGE, tmp_path/'judge')
+    file = folder/'tokenizer/tokenizer_config.json'
+    file.write_text(json.dumps(json.loads(file.read_text()) | dict(model_max_length=most)))
+    with refused(folder, 'reinstall'): load_judge(folder)
 
 # CMMD and IntroStyle
 

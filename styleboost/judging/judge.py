@@ -20,7 +20,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
-from ..core import StyleboostError, first_line, note, quiet
+from ..core import StyleboostError, first_line, note, own_file, quiet
 from .plain import colours_and_edges
 from ..pictures.tensors import to_tensor
 
@@ -218,15 +218,20 @@ def load_judge(
     "A saved judge, frozen."
     folder, way_out = Path(folder), 'reinstall styleboost, or name a folder that Judge.save wrote.'
     if not (folder/'config.json').exists(): raise StyleboostError(f'There is no judge in {folder}; {way_out}')
+    for file in folder.rglob('*'):
+        if not file.is_dir() or file.is_symlink(): own_file(file, folder)
     try:
         image, styles = _read_image_encoder(folder)
         with quiet():
             text = CLIPTextModelWithProjection.from_pretrained(folder/'text_encoder', dtype=torch.float32,
                                                                use_safetensors=True)
             tokenizer = CLIPTokenizer.from_pretrained(folder/'tokenizer')
+        most, room = tokenizer.model_max_length, text.config.max_position_embeddings
+        if type(most) is not int or not 3<=most<=room: raise ValueError(f'its tokenizer gives {most} tokens for {room}')
         judge = Judge(image, text, tokenizer, styles, folder)
         broken = [k for k,v in judge.state_dict().items() if not v.isfinite().all()]
-    except Exception as e:   # transformers raises what its parsers raise
+    except BaseException as e:   # transformers raises what its parsers raise, and tokenizers panics
+        if not isinstance(e, Exception) and type(e).__name__!='PanicException': raise
         raise StyleboostError(f'The judge in {folder} cannot be read ({first_line(e)}); {way_out}') from e
     if broken: raise StyleboostError(f'The judge in {folder} has weights that are no numbers ({broken[0]}); {way_out}')
     return judge
