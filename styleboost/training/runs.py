@@ -6,7 +6,7 @@
 __all__ = ['LEVERS', 'ONWARD', 'STEADY', 'checked', 'Run', 'keep_sheets', 'versions', 'save_checkpoint', 'read_state', 'is_new',
            'marks', 'picture_differences', 'run_differences', 'agreed', 'reopen', 'make_way']
 
-# %% ../../nbs/training/06_runs.ipynb #b82f8344
+# %% ../../nbs/training/06_runs.ipynb #7ff4339e
 import hashlib, json, os, re, shutil
 from dataclasses import fields, replace
 from pathlib import Path
@@ -17,8 +17,8 @@ from fastcore.basics import patch
 from .. import __version__
 from ..bases.base import Base
 from ..bases.load import load_base
-from styleboost.core import (StyleboostError, first_line, new_folder, note, read_tensors, save_tensors,
-    synced, whole)
+from ..core import (StyleboostError, first_line, new_folder, note, own_file, read_tensors,
+    save_tensors, synced, whole)
 from ..methods.method import Method, attached, frozen, restore, state
 from ..methods.strength import asked_like, check_strength
 from .averages import check_width, combination
@@ -56,7 +56,7 @@ def checked(
     for change in info.get('resumed', []): dict(change)
     return whole|recipe
 
-# %% ../../nbs/training/06_runs.ipynb #ef95d167
+# %% ../../nbs/training/06_runs.ipynb #cac30237
 class Run:
     "A recipe and a seed, carried out: a folder with recipe, log and weights. Opens as a model for `sample`."
     width = None   # of the average to open, see `averaged`
@@ -70,7 +70,7 @@ class Run:
         if not file.exists():
             raise StyleboostError(f'{folder} is no run: it has no recipe.json; give one that `styleboost train` wrote.')
         try:
-            self.info = json.loads(file.read_text('utf-8'))
+            self.info = json.loads(own_file(file).read_text('utf-8'))
             self.recipe, self.seed = checked(self.info), self.info['seed']
         except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as e:
             raise StyleboostError(f'{file} is not the recipe of a run ({first_line(e)}); choose another folder.') from e
@@ -98,7 +98,7 @@ class Run:
         state = 'done' if self.done else 'unfinished'
         return f'Run({str(self.folder)!r}, {self.recipe["name"]}, seed {self.seed}, {state})'
 
-# %% ../../nbs/training/06_runs.ipynb #67765acf
+# %% ../../nbs/training/06_runs.ipynb #23cc4f62
 def _logged(line)->dict|None:
     "A line of the log, None if it is none."
     def number(v): return isinstance(v, (int,float)) and not isinstance(v, bool) and -1e300<v<1e300
@@ -111,7 +111,7 @@ def _logged(line)->dict|None:
 def log(self:Run)->list:
     "Dicts: step, seconds, and the loss of each binding."
     f = self.folder/'log.jsonl'
-    try: lines = f.read_text('utf-8', 'replace').split('\n') if f.exists() else []
+    try: lines = own_file(f).read_text('utf-8', 'replace').split('\n') if f.exists() else []
     except OSError as e: raise StyleboostError(f'{f} cannot be read ({first_line(e)}); see to it that it can.') from e
     rows = [_logged(l) for l in lines]
     while rows and rows[-1] is None: rows.pop()
