@@ -429,6 +429,11 @@ def _who_shows(self:AuxPicker):
     return self.line('Who shows people?', *([guess] if self.unsaid else ()), keep, name='sb-who')
 
 # %% ../../nbs/widgets/01_picker.ipynb #9c087f15
+@patch(as_prop=True)
+def unsaid(self:AuxPicker)->int:
+    "Of how many pictures nobody has said whether they show people."
+    return self.flags.said.count(None)+self.ref_flags.said.count(None)
+
 @patch
 def _keep(self:AuxPicker):
     "The choice as a file, and as a folder to train with."
@@ -466,11 +471,6 @@ def images(self:AuxPicker)->ImageSet:
 def ref(self:AuxPicker)->ImageSet:
     "StyleRef, with what you said of its pictures."
     return ImageSet(self.ref_flags.of(self.style), self.style.name)
-
-@patch(as_prop=True)
-def unsaid(self:AuxPicker)->int:
-    "Of how many pictures nobody has said whether they show people."
-    return self.flags.said.count(None)+self.ref_flags.said.count(None)
 
 @patch(as_prop=True)
 def table(self:AuxPicker)->pd.DataFrame:
