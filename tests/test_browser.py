@@ -93,7 +93,7 @@ def test_choosing(lab):
 def test_a_picture_is_large_under_the_mouse_and_by_the_keyboard(lab):
     page, _ = lab
     tile = page.locator('.aux-picker').first.locator('.sb-pool .sb-tile').nth(2)
-    large = lambda: tile.evaluate("e => { const s = getComputedStyle(e, '::after'); return [s.visibility, s.backgroundImage==getComputedStyle(e, '::before').backgroundImage, parseFloat(s.width)] }")
+    large = lambda: tile.evaluate("e => { const s = getComputedStyle(e, '::after'); return [s.visibility, getComputedStyle(e, '::before').backgroundImage.endsWith(s.backgroundImage), parseFloat(s.width)] }")
     assert large()[0]=='hidden'
     tile.hover(); eventually(lambda: large()==['visible', True, 264])
     page.mouse.move(0, 0); eventually(lambda: large()[0]=='hidden')
@@ -199,22 +199,23 @@ def test_the_page_works_without_a_kernel(lab, tmp_path):
         assert 'scale(1.5)' in top.get_attribute('style') and stage.get_attribute('data-mode')=='swipe' and faults==[]
     finally: page.close()
 
-def test_a_vote_on_the_page_is_a_file_that_the_study_takes(tmp_path):
+def test_a_vote_on_the_page_is_a_file_that_the_study_takes(lab, tmp_path):
     from styleboost.pictures.prompts import Prompt
     from styleboost.pictures.world import pool, style_ref
+    from styleboost.studies.results import COLUMNS
     from styleboost.studies.votes import add_votes, vote_standings, votes_of
     from styleboost.widgets.compare import Compare
     sets, steps = dict(base=pool('planets'), none=pool('open-peeps'), aux=pool('micah')), dict(none=10, aux=20)
     asked = [Prompt(f'person {i}', i%2==0) for i in range(10)]
     info = dict(style=dict(name='x', test=[dict(text=p.text) for p in asked]), sampler={}, arms=dict(none={}, aux={}), seeds=[0,1], base=dict(hash='1'))
     study = SimpleNamespace(folder=tmp_path/'study', info=info, arms=['none','aux'], seeds=(0,1), steps=(10,20), failed={}, chosen=steps, ref=style_ref(people=3, things=3),
-        prompts=lambda split='test': asked if split=='test' else [], table=lambda: pd.DataFrame(),
+        prompts=lambda split='test': asked if split=='test' else [], table=lambda: pd.DataFrame(columns=COLUMNS),
         images=lambda arm, seed=None, step=None, split='test': [p.open() for p in sets[arm][:10]] if arm=='base' or step==steps[arm] else None)
     path = Compare(study).export(tmp_path/'page.html')
-    with chromium(viewport=dict(width=1000, height=900), accept_downloads=True) as (page, outside):
+    page = lab[0].context.browser.new_page(viewport=dict(width=1000, height=900), accept_downloads=True)
+    try:
         faults = []
         page.on('pageerror', lambda e: faults.append(str(e)))
-        page.unroute('**/*')
         page.goto(path.as_uri())
         page.locator('#blind').click()
         page.locator('#voter').fill('Anna B.'); page.locator('#voter').blur()
@@ -232,6 +233,7 @@ def test_a_vote_on_the_page_is_a_file_that_the_study_takes(tmp_path):
         got.value.save_as(tmp_path/got.value.suggested_filename)
         page.reload(); page.locator('#blind').click()
         assert page.locator('#judged').inner_text()=='11 pairs judged' and page.locator('#voter').input_value()=='Anna B.' and faults==[]
+    finally: page.close()
     add_votes(study, next(tmp_path.glob('votes-*.json')))
     votes = votes_of(study)
     assert len(votes)==22 and set(votes.voter)=={'Anna B.'} and (votes[votes.question=='prompt'].answer=='tie').all()
