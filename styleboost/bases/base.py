@@ -29,9 +29,10 @@ class Condition(dict):
         "A tensor by its name, or some of the rows: a list of places, a slice or a mask."
         if isinstance(i, str): return super().__getitem__(i)
         if not isinstance(i, list): return self.map(lambda x: x[i])
-        device = next(iter(self.values())).device
-        at = torch.tensor(i).to(device, non_blocking=True)   # a plain list would make the device wait
-        return self.map(lambda x: x[at])
+        def picked(x):                      # indexing would add a row's gradients in any order, or make a device wait
+            rows = x.unbind()
+            return torch.stack([rows[k] for k in i])
+        return self.map(picked)
     @classmethod
     def cat(cls, parts):
         "The rows of several conditions, one after the other."
