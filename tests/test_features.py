@@ -12,7 +12,7 @@ from styleboost.judging.encoders import ClipEncoder, CsdEncoder, load_encoder
 from styleboost.judging.introstyle import IntroStyle
 from styleboost.judging.metrics import score
 from styleboost.judging import judge as judging
-from styleboost.judging.judge import JUDGE, load_judge, measure_ordinary
+from styleboost.judging.judge import JUDGE, in_eight_bits, in_full, load_judge, measure_ordinary, sight_of
 from styleboost.judging.style import plain_statistics, style_similarity, style_statistics, style_vectors
 from styleboost.pictures.tensors import to_tensor
 from styleboost.pictures.images import ImageSet, Picture, png
@@ -70,8 +70,35 @@ def test_a_word_a_folder_or_a_file_names_an_encoder(clip_folder, tmp_path):
 
 def test_features_given_back_are_not_looked_at_again(clip_folder):
     for e in (load_judge(), load_encoder(clip_folder)):
-        f = e.features(SOME)
-        assert e.features(f) is f and torch.equal(e.embed_images(f), e.embed_images(SOME)) and torch.equal(e.people(f), e.people(SOME))
+        f, seen = e.features(SOME), sight_of(e, SOME)
+        assert e.features(f) is f and torch.equal(e.embed_images(seen), e.embed_images(SOME)) and torch.equal(e.people(seen), e.people(SOME))
+
+def test_the_judge_measures_with_one_network_and_recognises_with_another():
+    e = load_judge()
+    assert e.recogniser is not e.image and e.features(SOME).shape[1]==256 and e.sight(SOME).shape[1]==192
+    assert {p.data_ptr() for p in e.image.parameters()}.isdisjoint(p.data_ptr() for p in e.recogniser.parameters())
+
+def test_a_judge_that_was_taught_nothing_more_recognises_with_what_it_has(tmp_path):
+    "As judges were saved before: one network, in half precision."
+    e = load_judge()
+    folder = shutil.copytree(JUDGE, tmp_path/'judge')
+    (folder/'recogniser.safetensors').unlink()
+    cfg = json.loads((folder/'config.json').read_text()); del cfg['recogniser']
+    (folder/'config.json').write_text(json.dumps(cfg))
+    save_file({k:v.half() for k,v in e.text.state_dict().items()}, folder/'text_encoder'/'model.safetensors')
+    old = load_judge(folder)
+    assert old.recogniser is old.image and torch.equal(old.features(SOME), e.features(SOME)) and old.sight(SOME).equal(old.features(SOME))
+    assert torch.allclose(old.embed_texts(['a dog']), e.embed_texts(['a dog']), atol=2e-3)
+
+def test_eight_bits_move_a_weight_by_half_a_step_at_most_and_what_was_rounded_stays():
+    g = torch.Generator().manual_seed(0)
+    state = dict(w=torch.randn(5,3,2,2, generator=g)*torch.tensor([1.,1e-2,10.,1e-9,0.]).view(-1,1,1,1), b=torch.randn(5, generator=g), ids=torch.arange(4))
+    kept = in_eight_bits(state)
+    assert kept['w'].dtype==torch.int8 and kept['b'].dtype==torch.half and kept['ids'].dtype==torch.int64
+    back = in_full(kept)
+    assert back.keys()==state.keys() and back['ids'].equal(state['ids'])
+    step = kept['w.step'].float().view(-1,1,1,1)
+    assert ((back['w']-state['w']).abs() <= .57*step).all() and all(v.equal(kept[k]) for k,v in in_eight_bits(back).items())
 
 @pytest.mark.parametrize('what, words', [('nothing', ('There is no encoder',)), ('empty folder', ('config.json',)), ('another model', ("'bert'",)), ('words', ('cannot be read as weights',)),
                                          ('other weights', ('neither',)), ('half a csd', ('CSD',)), ('half a clip', ('CLIP',))])
@@ -236,7 +263,7 @@ def test_plain_statistics_tell_styles_apart():
     assert near(one, two) < .5*near(one, pictures('fluent-emoji')[:150])
 
 @pytest.mark.parametrize('spoil', [
-    lambda f: (f/'config.json').write_text('{"styles": 3}'), lambda f: (f/'image_encoder.safetensors').write_bytes(b'x'),
+    lambda f: (f/'config.json').write_text('{"styles": 3}'), lambda f: (f/'image_encoder.safetensors').write_bytes(b'x'), lambda f: (f/'recogniser.safetensors').unlink(),
     lambda f: (f/'text_encoder'/'model.safetensors').unlink(), lambda f: (f/'tokenizer'/'tokenizer.json').write_text('{')])
 def test_a_damaged_judge_is_told_in_one_sentence(tmp_path, refused, spoil):
     folder = shutil.copytree(JUDGE, tmp_path/'judge')
@@ -250,7 +277,7 @@ def test_a_judge_whose_weights_are_no_numbers_is_refused(tmp_path, refused):
     save_file(tensors, folder/'image_encoder.safetensors')
     with refused(str(folder), 'no numbers', 'person.bias'): load_judge(folder)
 
-@pytest.mark.parametrize('file', ['config.json', 'image_encoder.safetensors', 'tokenizer/tokenizer_config.json', 'text_encoder/model.safetensors'])
+@pytest.mark.parametrize('file', ['config.json', 'image_encoder.safetensors', 'recogniser.safetensors', 'tokenizer/tokenizer_config.json', 'text_encoder/model.safetensors'])
 def test_a_judge_with_a_pipe_in_it_is_not_waited_for(tmp_path, refused, file):
     folder = shutil.copytree(JUDGE, tmp_path/'judge')
     (folder/file).unlink(); os.mkfifo(folder/file)

@@ -84,9 +84,9 @@ def score_elsewhere(
     judge = load_encoder(judge or 'world')
     reference = reference if isinstance(reference, ImageSet) else ImageSet(reference)
     x, was = look_at(images, judge), look_at(base, judge)
-    unit = judge.embed_images(x.features)
+    unit = judge.embed_images(x.sight)
     near = _styles(x, was, look_at(reference, judge), _pairs(all_asked, reference), all_asked)
-    sight = moved(unit, judge.embed_images(was.features)), near
+    sight = moved(unit, judge.embed_images(was.sight)), near
     for group,flag in dict(people=True, things=False, all=None).items():
         keep = [i for i,p in enumerate(all_asked) if flag is None or p.people is flag]
         if not keep: continue

@@ -23,7 +23,7 @@ from ..core import StyleboostError, note
 from .closeness import cmmd, memorising, own_pictures
 from .encoders import load_encoder
 from .hubs import csls_similarity, discrimination_gap, other_styles
-from .judge import Encoder, Judge
+from .judge import Encoder, Judge, sight_of
 from .style import plain_statistics, style_similarity, style_vectors
 from ..pictures.images import ImageSet, counting_order
 from ..pictures.tensors import to_tensor
@@ -223,9 +223,10 @@ METRICS |= dict(
 class Look:
     "What the metrics see of a set of pictures."
     features:torch.Tensor  # (n, d), of the encoder
+    sight:torch.Tensor     # (n, e), what it recognises by; see `sight_of`
     style:torch.Tensor     # (n, s), style vectors
     plain:torch.Tensor     # (n, 62), plain statistics
-    def __getitem__(self, i): return Look(self.features[i], self.style[i], self.plain[i])
+    def __getitem__(self, i): return Look(self.features[i], self.sight[i], self.style[i], self.plain[i])
 
 _seen = WeakKeyDictionary()
 
@@ -238,10 +239,11 @@ def look_at(
     key = images.hash if isinstance(images, ImageSet) else None
     if key not in kept:
         x = to_tensor(images)
-        f = judge.features(x if isinstance(judge, Judge) else images)
+        shown = x if isinstance(judge, Judge) else images
+        f = judge.features(shown)
         style = style_vectors(f if hasattr(judge, 'style_features') else x, judge)
         if len(kept)>15: kept.pop(next(iter(kept)))
-        kept[key] = Look(f, style, plain_statistics(x))
+        kept[key] = Look(f, sight_of(judge, shown, f), style, plain_statistics(x))
     return kept[key]
 
 def read_once(
@@ -323,7 +325,7 @@ def _aligned(x, judge, prompts):
     "Text alignment of each picture that has a prompt."
     out, read = _blank(prompts), [i for i,p in enumerate(prompts) if p.text]
     texts = judge.embed_texts([prompts[i].text for i in read])
-    out[read] = (judge.embed_images(x.features[read])*texts).sum(1)
+    out[read] = (judge.embed_images(x.sight[read])*texts).sum(1)
     return out
 
 def _texts(prompts, reference):
@@ -333,7 +335,7 @@ def _texts(prompts, reference):
 def _places(x, judge, prompts, texts):
     "How many texts are nearer to each picture than its own prompt."
     out, read = _blank(prompts), [i for i,p in enumerate(prompts) if p.text]
-    near = judge.embed_images(x.features[read])@read_once(texts, judge).T
+    near = judge.embed_images(x.sight[read])@read_once(texts, judge).T
     own = near.gather(1, torch.tensor([texts.index(prompts[i].text) for i in read])[:,None])
     out[read] = (near>own).sum(1).float()
     return out
@@ -371,7 +373,7 @@ def _by_heart(x, judge, prompts, ref):
     out, own = _blank(prompts), own_pictures(prompts, ref)
     asked = [i for i,at in enumerate(own) if at is not None]
     if len(ref)<2 or not asked: return {}
-    unit, trained = judge.embed_images(x.features[asked]), judge.embed_images(look_at(ref, judge).features)
+    unit, trained = judge.embed_images(x.sight[asked]), judge.embed_images(look_at(ref, judge).sight)
     out[asked] = memorising(unit, torch.tensor([own[i] for i in asked]), trained)
     return dict(memorising=out)
 
@@ -412,13 +414,13 @@ def _see(images, reference, prompts, judge, ref, base, others=None):
     _tell_equal(f'pictures of {reference.name}', r)
     around = _look_around(reference, others, judge)
     each = _each(x, r, judge, reference, prompts, ref, base, around)
-    shows = None if judge.people is None else judge.people(x.features)>judge.person_line
+    shows = None if judge.people is None else judge.people(x.sight)>judge.person_line
     if shows is None: _once(f'The encoder {judge.name} cannot tell people, so their rates are left out.')
     if 'text' in each:
         if len(texts)>=TEXTS: places = _places(x, judge, prompts, texts)
         else: _once(f'There are {len(texts)} different prompts and captions of the reference, and to tell a subject '
                     f'from others takes {TEXTS}; subjects recognised are left out, and text alignment is reported.')
-    return _Sight(judge, x, r, each, judge.embed_images(x.features), shows, places, len(texts), around)
+    return _Sight(judge, x, r, each, judge.embed_images(x.sight), shows, places, len(texts), around)
 
 # %% ../../nbs/judging/04_metrics.ipynb #866e6569
 def _put(row, key, measured, n, parts=None):
@@ -451,7 +453,7 @@ def _put_clouds(row, s, keep, like, group):
         _put(row, 'kid', kid(s.x.features[keep], s.r.features[like]), n)
         _put(row, 'plain_kid', kid(s.x.plain[keep], s.r.plain[like]), n)
         if getattr(s.judge, 'is_clip', False):
-            value, less = cmmd(s.unit[keep], s.judge.embed_images(s.r.features[like]))
+            value, less = cmmd(s.unit[keep], s.judge.embed_images(s.r.sight[like]))
             _put(row, 'cmmd', (value, jackknife(less)), n)
     else:
         _once(f'KID needs {KID_PICTURES} pictures on both sides and has {few} of {group}; it is left out, and style '

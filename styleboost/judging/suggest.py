@@ -16,7 +16,7 @@ import torch.nn.functional as F
 
 from ..core import StyleboostError, note, write_whole
 from .encoders import load_encoder
-from .judge import Judge
+from .judge import Judge, sight_of
 from .style import style_vectors
 from ..pictures.captions import lines_of
 from ..pictures.images import ImageSet, png
@@ -100,7 +100,8 @@ def with_guesses(
     note(f'{silent}; the encoder {judge.name} was asked. It guesses, so look at its guesses and correct them.')
     if seen is None: seen = features_of(images, judge)
     pics = list(images)
-    for i,shows in zip(unsaid, (judge.people(seen[unsaid])>judge.person_line).tolist()):
+    sight = sight_of(judge, ImageSet([images[i] for i in unsaid]), seen[unsaid])
+    for i,shows in zip(unsaid, (judge.people(sight)>judge.person_line).tolist()):
         pics[i] = replace(pics[i], people=shows, guessed=True)
     return ImageSet(pics, images.name, images.skipped)
 

@@ -156,7 +156,7 @@ def judge_loss(
     batch:int=192,     # distinct pictures a step
 ):                     # function of a `random.Random`, for `fit`
     "Pictures find their captions and each other, and the two heads see people and styles."
-    image, text = judge.image, judge.text
+    image, text = judge.recogniser, judge.text
     def loss(rng):
         idx = list(dict.fromkeys(corpus.draw(rng, 2*batch)))[:batch]
         x, strange = restyled(corpus.images(idx), rng)
@@ -189,22 +189,23 @@ def falling(
     return lambda step, warmup, done: min(1, (step+1)/warmup)*min(1, max(.01, 1-step/steps)/.7)
 
 def teach(
-    judge:Judge,      # from stage 2; its captions' encoder is changed
+    judge:Judge,      # from stage 2; its captions' encoder is changed, and what measures distances is not
     corpus:Corpus,    # from `judge_corpus`
     out:str|Path,     # folder for checkpoint and log
-    steps:int=3500,
+    steps:int=6000,
     batch:int=192,    # pictures a step
     lr:float=1e-3,
 )->Judge:
-    "A judge with new eyes that has seen more styles."
-    image, text = ImageEncoder(len(judge.styles)).to(corpus.device, memory_format=torch.channels_last), judge.text
-    judge = Judge(image, text, judge.tokenizer, judge.styles)
-    for m in (image, text.train()): m.requires_grad_(True)
+    "A judge with a recogniser that has seen more styles."
+    eyes = ImageEncoder(len(judge.styles), residual=True).to(corpus.device, memory_format=torch.channels_last)
+    judge = Judge(judge.image, judge.text, judge.tokenizer, judge.styles, recogniser=eyes)
+    for m in (eyes, judge.text.train()): m.requires_grad_(True)
     scales = nn.Linear(2, 1, bias=False).to(corpus.device)
     with torch.no_grad(): scales.weight.copy_(torch.tensor([[3., 2.3]]))
-    fit('judge', dict(image=image, text=text, scales=scales), judge_loss(judge, scales, corpus, batch), out, 24*3600,
-        lr=dict(image=lr, scales=lr, text=.3*lr), averages=dict(ema=steady(.998)), steps=steps, rate=falling(steps))
-    return Judge(image, text, judge.tokenizer, judge.styles)
+    parts = dict(recogniser=eyes, text=judge.text, scales=scales)
+    fit('judge', parts, judge_loss(judge, scales, corpus, batch), out, 24*3600, averages=dict(ema=steady(.998)),
+        lr=dict(recogniser=lr, scales=lr, text=.3*lr), steps=steps, rate=falling(steps))
+    return Judge(judge.image, judge.text, judge.tokenizer, judge.styles, recogniser=eyes)
 
 # %% ../../nbs/workshop/03_the_judge.ipynb #58422ace
 def own_pictures(

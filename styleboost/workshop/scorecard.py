@@ -48,7 +48,7 @@ def style_row(
     every = corpus.images([c[0] for c in corpus.cells[name]][:400])
     drawn, real, f = judge.features(x), judge.features(corpus.images(held)), judge.features(every)
     again, half = judge.features(round_trip(base.modules['vae'], every)), len(every)//2
-    person, person_real = judge.people(drawn)>PERSON, judge.people(real)>PERSON
+    person, person_real = judge.people(x)>PERSON, judge.people(corpus.images(held))>PERSON
     right = lambda features: sum(s==name for s in judge.style_of(features))/len(features)
     return dict(style_right=right(drawn), style_right_real=right(real),
                 kid=kid(drawn, f)[0], kid_autoencoded=kid(again[:half], f[half:])[0],
@@ -149,7 +149,7 @@ def recognition(
     texts:list,     # captions to choose from, those of the pictures among them
 )->dict:            # shares
     "How often the judge names the subject, first and among five, and how often it sees a person."
-    f, flag = judge.features(x), torch.tensor(people)
+    f, flag = judge.sight(x), torch.tensor(people)
     near = judge.embed_images(f)@judge.embed_texts(texts).T
     own = near.gather(1, torch.tensor([texts.index(c) for c in captions])[:,None])
     place, person = (near>own).sum(1), judge.people(f)>judge.person_line
