@@ -73,6 +73,20 @@ def test_gradients_are_clipped_by_their_global_norm():
         fitted(2); fitted(2, grad_clip=.01)
     assert min(seen[:2])>.01 and seen[2:]==pytest.approx([.01]*2, rel=1e-3)
 
+@pytest.mark.parametrize('size', [.1, .9999, 1., 1.0001, 30., float('inf'), float('nan')])
+@pytest.mark.parametrize('fused', [False, True])
+def test_clipping_is_torchs_to_the_last_bit_also_where_there_is_nothing_to_clip(size, fused):
+    g = torch.Generator().manual_seed(0)
+    ours = [torch.nn.Parameter(torch.zeros(3,4)), torch.nn.Parameter(torch.zeros(5)), torch.nn.Parameter(torch.zeros(2))]
+    grads = [torch.randn(p.shape, generator=g) for p in ours[:2]]
+    norm = torch.cat([x.flatten() for x in grads]).norm()
+    theirs = [torch.nn.Parameter(p.detach().clone()) for p in ours]
+    for params in (ours, theirs):
+        for p,x in zip(params, grads): p.grad = x/norm*size
+    Stepper(one_group(ours), Recipe('toy', (), lr=1e-2, fused_backward=fused, grad_clip=None), 'cpu')._clip(1.)
+    torch.nn.utils.clip_grad_norm_(theirs, 1.)
+    assert all(torch.equal(a.grad.nan_to_num(7.), b.grad.nan_to_num(7.)) for a,b in zip(ours[:2], theirs)) and ours[2].grad is None
+
 def test_a_weight_whose_gradient_overflows_stays_and_the_scale_is_halved():
     hits = []
     def before(i, s):
