@@ -23,3 +23,21 @@ def from_tests(name):
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+class Done(Exception): "All losses that were wanted are known."
+
+def witness(got, last=None):
+    """From here on `got` has what diffusers' scripts draw and the losses that they send backwards, step by step; after
+    `last` of them `Done` is raised."""
+    from accelerate import Accelerator
+    from diffusers import DDPMScheduler
+    add, back = DDPMScheduler.add_noise, Accelerator.backward
+    def add_noise(self, z, eps, t):
+        xt = add(self, z, eps, t)
+        got.append(dict(xt=xt.clone(), eps=eps.clone(), t=t.clone()))
+        return xt
+    def backward(self, loss, **kw):
+        got[-1]['loss'] = loss.detach().clone()
+        if len(got)==last: raise Done
+        return back(self, loss, **kw)
+    DDPMScheduler.add_noise, Accelerator.backward = add_noise, backward

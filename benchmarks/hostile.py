@@ -122,8 +122,8 @@ def spoilt_json(data, rng):
     else: at[path[-1]] = rng.choice(VALUES)
     return data
 
-# You name a file of prompts yourself, so a pipe or a link is welcome there; a link among pictures is read, and said.
-WELCOME = dict(prompts=('fifo','link'), pictures=('link',))
+WELCOME = dict(prompts=('fifo','link'))   # you name such a file yourself
+LINKED = ('pictures','base')              # may be links to elsewhere: it is said of pictures, and the hub keeps bases so
 
 def damage(file, rng, outside, welcome=()):
     "Spoils a file; what was done, in words."
@@ -190,10 +190,11 @@ def opening(kind, folder, outside, said):
         return ['hang']
     return said.read_text().splitlines() if said.exists() else []
 
-def verdict(lines):
+def verdict(lines, kind):
     "One word for what was seen."
     for word in ('hang','program','outside','traceback'):
-        if any(l.startswith(word) for l in lines): return word
+        fault = word!='outside' or kind not in LINKED
+        if fault and any(l.startswith(word) for l in lines): return word
     return 'sentence' if any(l.startswith('sentence') for l in lines) else 'read'
 
 def main():
@@ -220,7 +221,7 @@ def main():
             file = rng.choice(sorted(f for f in folder.rglob('*') if f.is_file()))
             how = damage(file, rng, outside, WELCOME.get(kind, ()))
             lines = opening(kind, folder, outside, d/'said.txt')
-            word = verdict(lines)
+            word = verdict(lines, kind)
             counts[kind, word] += 1
             if word not in ('read','sentence'):
                 faults.append(dict(number=i, kind=kind, file=str(file.relative_to(folder)), how=how, word=word, seen=lines[-6:]))

@@ -1,5 +1,5 @@
-"""Training images per second of the trainer's own step against the bare loop: the same modules, dtype, batch, clipping
-and optimiser on random latents."""
+"""Training images per second of the trainer's own step against bare loops: the same modules, dtype, batch and optimiser
+on random latents, without clipping and with it, for clipping is in the recipe and no work of the trainer's own."""
 import argparse, json, statistics, time
 from dataclasses import replace
 from pathlib import Path
@@ -14,8 +14,8 @@ from styleboost.training.recipes import settled, styleboost
 from styleboost.training.runs import versions
 from styleboost.training.trainer import accelerator_for, prepared
 
-def bare(recipe):
-    "A step of what the recipe asks for: forward, backward, clipping and AdamW, and nothing else."
+def bare(recipe, clips):
+    "A step of what the recipe asks for: forward, backward, AdamW, clipping if it is to be there, and nothing else."
     base = attached(load_base(recipe.base), recipe.method)
     unet, text = (base.modules[k] for k in ('unet','text_encoder'))
     params = list(trained(base).values())
@@ -27,7 +27,7 @@ def bare(recipe):
     def step():
         c = text(ids)[0].repeat_interleave(recipe.batch, 0)
         ((unet(z, t, c).sample-eps)**2).mean().backward()
-        torch.nn.utils.clip_grad_norm_(params, recipe.grad_clip)
+        if clips: torch.nn.utils.clip_grad_norm_(params, recipe.grad_clip)
         opt.step()
         opt.zero_grad()
     return step
@@ -38,13 +38,13 @@ def seconds(step):
     return time.perf_counter()-t0
 
 def side_by_side(recipe, base, steps):
-    """Median seconds of a bare step and of a `Trainer`'s, which draws its batches and notes its losses. They take
-    turns, so that a busy machine slows both."""
+    """Median seconds of a bare step, of one that clips, and of a `Trainer`'s, which draws its batches and notes its
+    losses. They take turns, so that a busy machine slows all."""
     recipe, acc = accelerator_for(recipe, (), '.', 'cpu')
     trainer = prepared(base.own(), recipe, 0, acc)
-    took, turns = ([], []), (bare(recipe), trainer.step)
+    took, turns = ([], [], []), (bare(recipe, False), bare(recipe, True), trainer.step)
     for i in range(steps):
-        for k in (i%2, 1-i%2): took[k].append(seconds(turns[k]))
+        for k in (i%3, (i+1)%3, (i+2)%3): took[k].append(seconds(turns[k]))
     trainer.stepper.close()
     return [statistics.median(t[4:]) for t in took]
 
@@ -59,13 +59,13 @@ def main():
     plain = styleboost(style_ref(), pool('people'), n=20, batch=a.batch)
     bindings = tuple(replace(b, prompt=b.prompt.replace(', {caption}','')) for b in plain.bindings)
     recipe = settled(replace(plain, bindings=bindings), base)
-    pairs = [side_by_side(recipe, base, a.steps) for _ in range(a.rounds)]
-    n, ratios = 2*a.batch, [y/x for x,y in pairs]
-    per_second = lambda seconds: round(n/statistics.median(seconds), 1)
+    bare_, clipping, ours = zip(*[side_by_side(recipe, base, a.steps) for _ in range(a.rounds)])
+    per_second = lambda seconds: round(2*a.batch/statistics.median(seconds), 1)
+    over = lambda them: sorted(round(y/x, 3) for x,y in zip(them, ours))
     result = dict(device=device(), batch=f'{a.batch} + {a.batch}', dtype='float32',
-                  bare_images_per_second=per_second([x for x,_ in pairs]),
-                  train_images_per_second=per_second([y for _,y in pairs]),
-                  ratio=round(statistics.median(ratios), 3), ratios=[round(r, 3) for r in ratios], **versions())
+                  bare_images_per_second=per_second(bare_), clipping_images_per_second=per_second(clipping),
+                  train_images_per_second=per_second(ours), ratio=statistics.median(over(bare_)), ratios=over(bare_),
+                  ratio_to_clipping=statistics.median(over(clipping)), ratios_to_clipping=over(clipping), **versions())
     print(json.dumps(result, indent=1))
     if a.out: a.out.write_text(json.dumps(result, indent=1)+'\n')
 

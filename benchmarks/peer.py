@@ -18,11 +18,10 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from diffusers import DDPMScheduler
 from safetensors.torch import load_file, save_file
 
 import styleboost as styleboost_
-from common import processor
+from common import processor, witness
 from styleboost.bases.files import find_base, weights_hash
 from styleboost.bases.load import load_base
 from styleboost.bases.sampling import sample
@@ -223,15 +222,8 @@ def setting(a):
 
 def child_peer(spec):
     "The peer script, unmodified, with what it drew and the losses that it sent backwards written down."
-    got, add, back = [], DDPMScheduler.add_noise, Accelerator.backward
-    def add_noise(self, z, eps, t):
-        xt = add(self, z, eps, t)
-        got.append(dict(xt=xt.clone(), eps=eps.clone(), t=t.clone()))
-        return xt
-    def backward(self, loss, **kw):
-        got[-1]['loss'] = loss.detach().clone()
-        return back(self, loss, **kw)
-    DDPMScheduler.add_noise, Accelerator.backward = add_noise, backward
+    got = []
+    witness(got)
     sys.argv = [spec['script'], *spec['argv']]
     runpy.run_path(spec['script'], run_name='__main__')
     save_file({f'{i}.{k}':v.contiguous() for i,g in enumerate(got) for k,v in g.items()}, spec['record'])

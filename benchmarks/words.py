@@ -15,12 +15,11 @@ from pathlib import Path
 
 import torch
 from accelerate import Accelerator
-from diffusers import DDPMScheduler
 from safetensors.torch import load_file, save_file
 from torch.utils.data import DataLoader
 
 import peer
-from common import processor
+from common import Done, processor, witness
 from peer import CLASS, STYLE, Results, aux, folder, median, new, rounds, several
 from styleboost.bases.base import Condition
 from styleboost.bases.files import find_base, weights_hash
@@ -58,25 +57,15 @@ def argv(a, name, out, seed):
                   '--with_prior_preservation', '--modifier_token', WORD, '--initializer_token', 'style']
     return list(map(str, flags))
 
-class Done(Exception): "The losses are known."
-
 def child(spec):
     "A script, unmodified, with what it drew and the losses that it sent backwards written down; then it is stopped."
-    got, seen = [], []
-    add, back, rows = DDPMScheduler.add_noise, Accelerator.backward, DataLoader.__iter__
-    def add_noise(self, z, eps, t):
-        xt = add(self, z, eps, t)
-        got.append(dict(xt=xt.clone(), eps=eps.clone(), t=t.clone()))
-        return xt
-    def backward(self, loss, **kw):
-        got[-1]['loss'] = loss.detach().clone()
-        if len(got)==STEPS: raise Done
-        return back(self, loss, **kw)
+    got, seen, rows = [], [], DataLoader.__iter__
     def batches(self):
         for b in rows(self):
             seen.append({k:b[k].clone() for k in ('input_ids','mask') if k in b})
             yield b
-    DDPMScheduler.add_noise, Accelerator.backward, DataLoader.__iter__ = add_noise, backward, batches
+    DataLoader.__iter__ = batches
+    witness(got, STEPS)
     sys.argv = [spec['script'], *spec['argv']]
     try: runpy.run_path(spec['script'], run_name='__main__')
     except Done: pass

@@ -780,19 +780,12 @@ def _check_compare(ref, reference, style, prompts, validation, seeds, texts):
         raise typer.BadParameter(f'--set {own[0]} would change nothing: a study has one base, one set of steps and one '
                                  'way of drawing; see --base, --steps, --sampler and --scheduler')
 
-def _strengths(text):
-    "Strengths, from text."
-    try: return [float(s) for s in text.split(',')]
+def _numbers(option, text, kind, such):
+    "Numbers of a kind, from text."
+    try: return [kind(s) for s in text.split(',')]
     except ValueError as e:
-        raise typer.BadParameter(f'--strengths is {text!r}; write numbers with commas between, such as '
-                                 '0.5,0.75,1') from e
-
-def _checkpoints(steps):
-    "Step numbers, from text."
-    try: return [int(s) for s in steps.split(',')]
-    except ValueError as e:
-        raise typer.BadParameter(f'--steps is {steps!r}; write whole numbers with commas between, such as '
-                                 '50,100,200') from e
+        raise typer.BadParameter(f'{option} is {text!r}; write {"whole " if kind is int else ""}numbers with commas '
+                                 f'between, such as {such}') from e
 
 # %% ../nbs/91_cli.ipynb #b37e76a0
 def _about(style, ref, reference, prompts, validation):
@@ -869,11 +862,11 @@ def compare(
     "Compare priors, methods and what others made over several seeds, and write a report."
     said, texts = _settings(settings, said)
     _check_compare(ref, reference, style, prompts, validation, seeds, texts)
-    checkpoints = _checkpoints(steps)
+    checkpoints = _numbers('--steps', steps, int, '50,100,200')
     about = _about(style, ref, reference, prompts, validation)
     arms = _arms(_named(prior, arm), about.ref, aux_count, said, _shared(recipe, said), texts)
-    drawing = dict(sampler=sampler, scheduler=scheduler, judge=encoder, strengths=_strengths(strengths), drift=drift,
-                   device=said.get('device'))
+    drawing = dict(sampler=sampler, scheduler=scheduler, judge=encoder, drift=drift, device=said.get('device'),
+                   strengths=_numbers('--strengths', strengths, float, '0.5,0.75,1'))
     _study(about, arms, out, seeds, checkpoints, said.get('base', 'tiny'), drawing, ray, gpus)
 
 # %% ../nbs/91_cli.ipynb #f0f23456

@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['log', 'LOCK', 'printable', 'StyleboostError', 'boxed', 'note', 'first_line', 'synced', 'whole', 'write_whole',
-           'disk_error', 'on_disk', 'writable', 'new_folder', 'alone', 'clear_parts', 'own_file', 'save_tensors',
-           'read_tensors', 'progress_bar', 'quiet']
+           'disk_error', 'on_disk', 'writable', 'new_folder', 'alone', 'clear_parts', 'leads_out', 'own_file',
+           'save_tensors', 'read_tensors', 'progress_bar', 'quiet']
 
 # %% ../nbs/00_core.ipynb #5952a5ff
 import errno, logging, os, re, shutil, sys, tempfile, threading, time, warnings
@@ -241,16 +241,22 @@ def clear_parts(
         if re.fullmatch(r'\..+\.\d+\.part(\.\w+)?', p.name): _remove(p)
 
 # %% ../nbs/00_core.ipynb #83358723
+def leads_out(
+    path:Path,         # a file
+    folder:Path=None,  # where it must lie; the one that it is in, unless given
+)->bool:
+    "Whether links lead from a path to somewhere outside a folder, or round in a ring."
+    if folder is None and not path.is_symlink(): return False
+    try: return not path.resolve().is_relative_to((folder or path.parent).resolve())
+    except (OSError, RuntimeError): return True
+
 def own_file(
     path:Path,         # a file in it
     folder:Path=None,  # that may be a stranger's; the one that the file is in, unless given
 )->Path:               # the file
     "Refuses a pipe, a device, and a link that leads out of a folder; a file that is not there is for others to miss."
     if not os.path.lexists(path): return path
-    try:
-        outside = path.is_symlink() and not path.resolve().is_relative_to((folder or path.parent).resolve())
-        odd = outside or path.exists() and not path.is_file()
-    except (OSError, RuntimeError): odd = True      # a ring of links
+    odd = path.is_symlink() and leads_out(path, folder) or path.exists() and not path.is_file()
     if odd: raise StyleboostError(
         f'{path} is {"a link that leads elsewhere" if path.is_symlink() else "no plain file"}; put the file itself in '
         'its place, or remove it.')

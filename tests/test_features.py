@@ -283,6 +283,21 @@ def test_a_judge_with_a_pipe_in_it_is_not_waited_for(tmp_path, refused, file):
     (folder/file).unlink(); os.mkfifo(folder/file)
     with refused(folder/file, 'no plain file'): load_judge(folder)
 
+@pytest.mark.parametrize('key, value', [('num_attention_heads', -1), ('vocab_size', 40), ('hidden_act', 'none such'), ('max_position_embeddings', 39)])
+def test_a_judge_whose_parts_do_not_go_together_is_refused(tmp_path, refused, key, value):
+    folder = shutil.copytree(JUDGE, tmp_path/'judge')
+    file = folder/'text_encoder/config.json'
+    file.write_text(json.dumps(json.loads(file.read_text()) | {key: value}))
+    with refused(folder, 'reinstall'): load_judge(folder)
+
+def test_a_judge_whose_tokenizer_knows_more_words_than_are_read_is_refused(tmp_path, refused):
+    folder = shutil.copytree(JUDGE, tmp_path/'judge')
+    file = folder/'tokenizer/tokenizer.json'
+    said = json.loads(file.read_text())
+    said['added_tokens'].append(dict(said['added_tokens'][0], id=5000, content='<new>'))
+    file.write_text(json.dumps(said))
+    with refused(folder, 'reinstall'): load_judge(folder)
+
 @pytest.mark.parametrize('most', [-1, 10**30, 2, 'many', None])
 def test_a_judge_whose_tokenizer_gives_more_than_is_read_is_refused(tmp_path, refused, most):
     folder = shutil.copytree(JUDGE, tmp_path/'judge')

@@ -187,8 +187,8 @@ def _read_image_encoder(folder, name='image_encoder', **kw):
 
 def _read_text_encoder(folder):
     "The text encoder in a judge's folder, in single precision."
-    config = CLIPTextConfig.from_pretrained(folder/'text_encoder')
-    with quiet(): text = CLIPTextModelWithProjection(config).float()
+    config = CLIPTextConfig.from_pretrained(folder/'text_encoder', dtype=torch.float32)   # whatever was kept
+    with quiet(): text = CLIPTextModelWithProjection(config)
     text.load_state_dict(in_full(load_file(folder/'text_encoder'/'model.safetensors')))
     return text
 
@@ -289,6 +289,9 @@ def load_judge(
         most, room = tokenizer.model_max_length, text.config.max_position_embeddings
         if type(most) is not int or not 3<=most<=room: raise ValueError(f'its tokenizer gives {most} tokens for {room}')
         judge = Judge(image, text, tokenizer, cfg['styles'], folder, recogniser)
+        words, rows = max(tokenizer.get_vocab().values()), text.config.vocab_size
+        if words>=rows: raise ValueError(f'its tokenizer knows {words+1} words and its text encoder {rows}')
+        judge.embed_texts(['a cat'])
         broken = [k for k,v in judge.state_dict().items() if not v.isfinite().all()]
     except BaseException as e:   # transformers raises what its parsers raise, and tokenizers panics
         if not isinstance(e, Exception) and type(e).__name__!='PanicException': raise

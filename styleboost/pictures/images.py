@@ -17,9 +17,9 @@ from pathlib import Path
 
 from fastcore.basics import patch
 from PIL import Image, ImageChops, ImageCms, ImageDraw, ImageFont, ImageOps
-from ..core import StyleboostError, first_line, note, new_folder, on_disk, progress_bar, whole
+from ..core import StyleboostError, first_line, leads_out, note, new_folder, on_disk, progress_bar, whole
 from .captions import (
-    ENDINGS, METADATA, caption_files, folder_metadata, leads_out, read_regular, said_of)
+    ENDINGS, METADATA, caption_files, folder_metadata, read_regular, said_of)
 
 # %% ../../nbs/pictures/00_images.ipynb #b2cb2dff
 LARGEST = 512*10**6  # bytes; larger files are refused before they are read

@@ -11,8 +11,8 @@ import json, time
 from itertools import count, product
 from pathlib import Path
 
-from ..core import StyleboostError, first_line, note, on_disk, write_whole
-from ..pictures.captions import leads_out, metadata_rows
+from ..core import StyleboostError, first_line, leads_out, note, on_disk, write_whole
+from ..pictures.captions import metadata_rows
 from ..pictures.images import Picture
 from ..pictures.prompts import drawn
 from ..judging.drift import score_elsewhere

@@ -14,7 +14,7 @@ from pathlib import Path
 import pandas as pd
 from fastcore.basics import patch
 
-from ..core import StyleboostError, first_line
+from ..core import StyleboostError, first_line, leads_out
 from ..pictures.images import ImageSet
 from ..pictures.prompts import Prompt
 from ..judging.metrics import METRICS, SHOWN
@@ -42,13 +42,12 @@ def check_names(
 def check_links(
     folder:Path,  # of a study
 ):
-    "Refuses links that lead out of a folder."
+    "Refuses links that lead out of a folder, or round in a ring."
     top = os.path.realpath(folder)
     for at,folders,names in os.walk(top):
         links = [os.path.join(at, n) for n in folders+names if os.path.islink(os.path.join(at, n))]
         for link in links:
-            inside = os.path.commonpath([top, os.path.realpath(link)])==top
-            if not inside: raise StyleboostError(
+            if leads_out(Path(link), Path(top)): raise StyleboostError(
                 f'{link} is a link that leads out of the study; put what it leads to in its place, or remove it.')
 
 # %% ../../nbs/studies/05_results.ipynb #150d7855
