@@ -2,6 +2,7 @@
 import os, tempfile
 _cache = tempfile.TemporaryDirectory(prefix='styleboost-tests-')
 os.environ |= dict(HF_HUB_OFFLINE='1', STYLEBOOST_CACHE=_cache.name, TOKENIZERS_PARALLELISM='false')   # before any import that reads them
+if 'PYTEST_XDIST_WORKER' in os.environ: os.environ['OMP_NUM_THREADS'] = '1'   # workers that share cores wait for each other's threads
 
 import shutil
 from contextlib import contextmanager
@@ -25,6 +26,14 @@ settings.load_profile('tests')
 def base():
     "The embedded base, loaded once; no test may change it."
     return load_base()
+
+@pytest.fixture(scope='module')
+def two_threads():
+    "Two threads, whatever the tests run with: sums that depend on who comes first show themselves only then."
+    was = torch.get_num_threads()
+    torch.set_num_threads(2)
+    yield
+    torch.set_num_threads(was)
 
 @pytest.fixture(scope='session')
 def lively(base):

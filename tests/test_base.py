@@ -64,7 +64,7 @@ def test_a_condition_is_indexed_moved_and_joined_like_a_tensor(pooled):
     assert both.keys()==c.keys() and all(torch.equal(both[k], v) for k,v in c.items()) and both.rows==4
     assert {v.dtype for v in c.to(torch.float16).values()}=={torch.float16}
 
-def test_a_row_that_many_share_gathers_its_gradients_in_one_order():
+def test_a_row_that_many_share_gathers_its_gradients_in_one_order(two_threads):
     "As indexing does not, where there are several threads and many numbers."
     g = torch.Generator().manual_seed(0)
     x, share = torch.randn(2,77,256, generator=g, requires_grad=True), torch.randn(16,77,256, generator=g)

@@ -145,7 +145,7 @@ RUNS = dict(
     prodigy=lambda ref, aux: hold(ref, method='lora', optimizer='prodigy', **{k:v for k,v in QUICK.items() if k!='lr'}))
 
 @pytest.mark.parametrize('name', RUNS)
-def test_resumed_is_uninterrupted(base, ref, aux, tmp_path, name):
+def test_resumed_is_uninterrupted(base, ref, aux, tmp_path, two_threads, name):
     if name=='prodigy': pytest.importorskip('prodigyplus')
     r = replace(RUNS[name](ref, aux), steps=5, checkpoint=2)
     def go(name, **kw): return train(r, tmp_path/name, 3, base, device='cpu', progress=False, every=1, snapshots=(4,), **kw)

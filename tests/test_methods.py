@@ -1,6 +1,5 @@
 "Every method: the base's own predictions at step 0, only what is named moves, what is learnt survives, and any prior will do."
 import hashlib, re
-from dataclasses import replace
 
 import numpy as np, pytest, torch
 from safetensors.torch import load_file

@@ -15,7 +15,7 @@ def test_live_bytes_follow_tensors_to_their_end():
     live = LiveBytes()
     with live:
         a = torch.zeros(1000); b = [a*2 for _ in range(3)]
-        del b; c = a+1
+        del b; a+1
     assert (live.now, live.peak)==(2*4096, 4*4096)
 
 def test_a_plan_counts_what_a_real_step_holds(quick):

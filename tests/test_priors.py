@@ -12,7 +12,7 @@ from styleboost.pictures.images import ImageSet, Picture, png
 from styleboost.training.priors import apart, cache_folder, generated, prior_images, prior_key, resolve, with_words
 from styleboost.judging.suggest import save_suggestion, suggest
 from styleboost.training.recipes import Generated, dreambooth, no_prior, styleboost
-from styleboost.pictures.world import pictures, pool, style_ref
+from styleboost.pictures.world import pool, style_ref
 
 ORDER = Generated('a photo of style', 3, 7, 2)
 

@@ -1,6 +1,5 @@
 "What a stranger's base may say and hold: no code, no file elsewhere, no number that is none, nothing lost on the way back, one sentence each."
 import inspect, json, os, shutil, struct, sys, time, zipfile
-from dataclasses import replace
 from pathlib import Path
 
 import diffusers, numpy as np, pytest, torch
@@ -8,14 +7,13 @@ from hypothesis import given, settings, strategies as st
 from safetensors.torch import load_file, save_file
 
 from styleboost.bases import reading
-from styleboost.bases.files import TINY
 from styleboost.bases.load import blank, load_base, skeleton
 from styleboost.bases.original_names import settings_said, single_tensors
 from styleboost.bases.processes import min_snr_weight
 from styleboost.bases.reading import SCHEDULERS, read_scheduler
 from styleboost.bases.sampling import sample
 from styleboost.bases.stable_diffusion import SD1, Latents
-from styleboost.core import StyleboostError, quiet
+from styleboost.core import StyleboostError
 
 def edit(file, **changes):
     d = json.loads(file.read_text()); d.update(changes); file.write_text(json.dumps({k:v for k,v in d.items() if v!='gone'}))

@@ -1,5 +1,5 @@
 "Studies: nothing is drawn twice, nothing is lost, nothing is mixed, and what is reported chose nothing."
-import copy, json, math, os, re, shutil, signal, subprocess, sys, time
+import copy, json, math, os, shutil, signal, subprocess, sys, time
 from dataclasses import replace
 from types import SimpleNamespace
 

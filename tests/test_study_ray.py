@@ -6,7 +6,6 @@ import pandas as pd, pytest
 
 ray = pytest.importorskip('ray')
 
-from styleboost.studies import jobs as cluster
 from styleboost.studies.style import Style
 from styleboost.studies.jobs import on_ray
 from styleboost.pictures.images import ImageSet

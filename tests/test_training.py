@@ -3,13 +3,12 @@ import functools, gc, hashlib, json, os, signal, subprocess, sys, threading, tim
 from dataclasses import replace
 
 import diffusers, pytest, safetensors.torch, torch
-from hypothesis import strategies as st
 from safetensors.torch import load_file
 from transformers import CLIPTextModel
 
 from styleboost.training import loop, trainer
 from styleboost.bases.load import blank, load_base
-from styleboost.pictures.images import ImageSet, png
+from styleboost.pictures.images import ImageSet
 from styleboost.core import StyleboostError
 from styleboost.training.recipes import Binding, Generated, no_prior, with_prior
 from styleboost.bases.sampling import sample
@@ -20,6 +19,8 @@ from styleboost.training.loop import train
 
 class Killed(BaseException):
     "Ends the process as far as the code can tell: nothing catches it."
+
+pytestmark = pytest.mark.usefixtures('two_threads')
 
 @pytest.fixture
 def go(base, tmp_path):

@@ -15,7 +15,7 @@ from styleboost.bases.sampling import sample
 from styleboost.training.runs import Run
 from styleboost.training.loop import train
 from styleboost.widgets import monitor, panels
-from styleboost.widgets.picker import AuxPicker, Flags, far_off
+from styleboost.widgets.picker import AuxPicker, far_off
 from styleboost.training.recipes import no_prior, styleboost as with_styleboost
 from styleboost.widgets.compare import Compare, recipe_rows
 from styleboost.widgets.stage import Stage

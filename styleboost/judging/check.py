@@ -14,7 +14,7 @@ import pandas as pd
 from PIL import Image
 
 from ..core import StyleboostError, progress_bar
-from ..pictures.images import ImageSet, fit
+from ..pictures.images import fit
 
 # %% ../../nbs/judging/08_check.ipynb #3e202265
 _k = np.arange(32)

@@ -7,7 +7,6 @@ __all__ = ['WIDTH', 'SCALE', 'cmmd', 'memorising', 'own_pictures']
 
 # %% ../../nbs/judging/02b_closeness.ipynb #8065ca72
 import torch
-import torch.nn.functional as F
 
 from ..core import StyleboostError
 

@@ -9,7 +9,6 @@ __all__ = ['SIDES', 'voted_arms', 'voting_png', 'Vote']
 import io
 from functools import partial
 from html import escape
-from pathlib import Path
 
 from fastcore.basics import patch
 from ipywidgets import HBox, HTML, Image as Shown, Text, VBox
