@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FORMS', 'SCHEDULE', 'BUDGETS', 'BATCHES', 'drawings', 'shares', 'Corpus', 'load_corpus', 'packed_corpus',
-           'check_averages', 'steady', 'Stage', 'Log', 'rate_at', 'steady_rate', 'fit', 'new_autoencoder', 'some',
+           'check_averages', 'steady', 'Stage', 'Log', 'rate_at', 'late_fall', 'fit', 'new_autoencoder', 'some',
            'between', 'moved', 'zoomed', 'recoloured', 'outlined', 'augment', 'reconstruction', 'autoencoder_loss',
            'round_trip', 'psnr', 'whiten', 'new_bpe', 'train_tokenizer', 'new_text_encoder', 'tokens', 'disguised',
            'matching', 'contrast_loss', 'new_unet', 'encode_all', 'spread_times', 'min_snr', 'denoise_loss',
@@ -210,9 +210,11 @@ def rate_at(
     "Rises for `warmup` steps, falls to zero over the last seven tenths of the budget."
     return min(1, (step+1)/warmup)*min(1, (1-done)/.7)
 
-def steady_rate(step:int, warmup:int, done:float)->float:
-    "Rises for `warmup` steps and stays."
-    return min(1, (step+1)/warmup)
+def late_fall(
+    last:float,  # share of the time
+):               # function of step, warmup and share of the time that is used -> share of the highest learning rate
+    "Rises for `warmup` steps, stays, and falls to a fiftieth over the last of the time."
+    return lambda step, warmup, done: min(1, (step+1)/warmup)*max(.02, min(1, (1-done)/last))
 
 # %% ../../nbs/workshop/01_pretraining.ipynb #5132639d
 def fit(

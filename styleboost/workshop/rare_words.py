@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from transformers import CLIPTextModel, CLIPTokenizer
 
 from ..pictures.world import style_word
-from .pretraining import FORMS, Corpus, denoise_loss, encode_all, fit, steady_rate, tokens
+from .pretraining import FORMS, Corpus, denoise_loss, encode_all, fit, late_fall, tokens
 
 # %% ../../nbs/workshop/02_rare_words.ipynb #9f50e655
 HELD_WORDS = {'zwx','ukj','qyv','bnd','hjr','ohx'}   # never seen in training, so that they can test it
@@ -120,7 +120,7 @@ def go_on(
         warmup=50, steps=steps)
     moments = encode_all(parts['vae'], corpus)
     loss = denoise_loss(unet, text, tokenizer, moments, corpus, batch, caption=mixed_caption, reading=True)
-    fit('together', dict(unet=unet, text_encoder=text), loss, out, budgets['together'], steps=steps, rate=steady_rate,
+    fit('together', dict(unet=unet, text_encoder=text), loss, out, budgets['together'], steps=steps, rate=late_fall(.2),
         lr=dict(unet=5e-4, text_encoder=1.5e-4), warmup=300, averages=dict(short=power(.05), long=power(.10)))
     for m in (unet, text): m.eval().requires_grad_(False)
     return parts
