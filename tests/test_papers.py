@@ -20,8 +20,8 @@ from styleboost.training.plan import plan
 from styleboost.training.recipes import no_prior, settled, styleboost
 from styleboost.training.runs import Run
 
-PAPERS = ('custom_diffusion','dreamstyler','dreamartist','styledrop','specialist_reconstruction','inst_port','pivotal')
-LEARNT = dict(custom_diffusion=('to_k.weight','to_v.weight','rows'), styledrop=('down.weight','up.weight'), inst_port=('weight','bias','faces'),
+PAPERS = ('custom_diffusion','dreamstyler','dreamartist','styledrop_port','specialist_reconstruction','inst_port','pivotal')
+LEARNT = dict(custom_diffusion=('to_k.weight','to_v.weight','rows'), styledrop_port=('down.weight','up.weight'), inst_port=('weight','bias','faces'),
     specialist_reconstruction=('weight','bias','positional_embedding'), pivotal=('lora_A.weight','lora_B.weight','rows'))   # the others learn rows
 SHORT = dict(specialist_reconstruction=dict(every=3, walk=2), pivotal=dict(rank=2), inst_port=dict(pictures=3))   # content loss in steps 1 and 4
 papers = pytest.mark.parametrize('name', PAPERS)
@@ -108,7 +108,7 @@ def test_a_merged_folder_draws_in_diffusers_what_the_run_draws(quick, family_fol
     assert abs(theirs(pipe_of(tmp_path/'out'), m.spell(m.phrase('a dog')), away)-ours(run)).max()<=2
     assert m.spell(m.phrase('…')) in (tmp_path/'out'/'README.md').read_text()
 
-@pytest.mark.parametrize('name', ['dreamstyler','styledrop'])
+@pytest.mark.parametrize('name', ['dreamstyler','styledrop_port'])
 def test_what_other_programs_cannot_hold_is_refused_in_a_sentence(go, tmp_path, refused, name):
     run = go('run', name, steps=1)
     for to in ('diffusers','single-file','embedding'):
@@ -296,6 +296,6 @@ def test_nothing_is_learnt_through_the_first_token(base):
 # StyleDrop
 
 def test_a_method_that_asks_in_words_of_its_own_is_trained_on_them(ref, aux):
-    assert no_prior(ref, method='styledrop').bindings[0].prompt=='{caption} in zwx style'
-    assert [b.prompt for b in styleboost(ref, aux, method='styledrop').bindings]==['{caption} in zwx style', 'a photo of style']
-    assert no_prior(ref, preset='paper', method='styledrop').bindings[0].prompt=='zwx style'
+    assert no_prior(ref, method='styledrop_port').bindings[0].prompt=='{caption} in zwx style'
+    assert [b.prompt for b in styleboost(ref, aux, method='styledrop_port').bindings]==['{caption} in zwx style', 'a photo of style']
+    assert no_prior(ref, preset='paper', method='styledrop_port').bindings[0].prompt=='zwx style'

@@ -47,7 +47,7 @@ class StyleDrop(Method):
     "Adapters behind attention and feed-forward, and guidance with the tuning off (Sohn et al. 2023)."
     hidden:int=32        # numbers in the middle of an adapter
     style:float=1.       # λA: how much further in the style than the tuned model goes by itself
-    name = 'styledrop'
+    name = 'styledrop_port'
     travels = r'\.up\.'         # the layer at the end, so what is added
     wraps = True
     no_place = ('diffusers','single-file')
