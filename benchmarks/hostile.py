@@ -11,7 +11,7 @@ from PIL import Image
 from common import device
 from styleboost.bases.load import blank, load_base
 from styleboost.bases.sampling import sample
-from styleboost.core import StyleboostError
+from styleboost.core import StyleboostError, progress_bar
 from styleboost.judging.judge import JUDGE, load_judge
 from styleboost.pictures.images import ImageSet
 from styleboost.pictures.prompts import read_prompts
@@ -213,7 +213,7 @@ def main():
         outside.mkdir()
         (outside/'secret.txt').write_text('nobody may read this')
         counts, faults = Counter(), []
-        for i in range(a.files):
+        for i in progress_bar(range(a.files), desc='files'):
             kind, rng = a.kinds[i%len(a.kinds)], random.Random(a.seed*10**6+i)
             folder = d/'one'
             folder.mkdir()

@@ -11,7 +11,7 @@ from PIL import Image
 
 from common import device
 from styleboost.bases.load import blank, load_base
-from styleboost.core import StyleboostError
+from styleboost.core import StyleboostError, progress_bar
 from styleboost.pictures.images import ImageSet, Picture, png
 from styleboost.pictures.prompts import Prompt
 from styleboost.studies.study import Study
@@ -158,7 +158,7 @@ def main():
             if ended(child(go, Path(d)/name, said)): sys.exit(f'{name} does not even run: {said.read_text()}')
             truths[name], took[name] = outcome(Path(d)/name), time.time()-began
         hows = ['SIGKILL','SIGTERM'] + (['full disk'] if disk else [])
-        for i in range(a.trials):
+        for i in progress_bar(range(a.trials), desc='trials'):
             name, how = list(what)[i%len(what)], hows[i//len(what)%len(hows)]
             with tempfile.TemporaryDirectory(dir=disk or d) as own:
                 where, wait = disk if how=='full disk' else Path(own), rng.random()*took[name]*1.05
