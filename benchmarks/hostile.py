@@ -123,7 +123,10 @@ def spoilt_json(data, rng):
     return data
 
 WELCOME = dict(prompts=('fifo','link'))   # you name such a file yourself
-LINKED = ('pictures','base')              # may be links to elsewhere: it is said of pictures, and the hub keeps bases so
+
+def may_lead_out(kind, file):
+    "Pictures may be links to elsewhere, which is said, and the hub keeps the files of bases so."
+    return kind=='base' or kind=='pictures' and file.suffix in ('.png','.jpg','.webp','.gif','.bmp','.tiff')
 
 def damage(file, rng, outside, welcome=()):
     "Spoils a file; what was done, in words."
@@ -190,11 +193,10 @@ def opening(kind, folder, outside, said):
         return ['hang']
     return said.read_text().splitlines() if said.exists() else []
 
-def verdict(lines, kind):
-    "One word for what was seen."
+def verdict(lines, welcome):
+    "One word for what was seen; `welcome` says whether a link may have led outside."
     for word in ('hang','program','outside','traceback'):
-        fault = word!='outside' or kind not in LINKED
-        if fault and any(l.startswith(word) for l in lines): return word
+        if any(l.startswith(word) for l in lines) and not (welcome and word=='outside'): return word
     return 'sentence' if any(l.startswith('sentence') for l in lines) else 'read'
 
 def main():
@@ -221,7 +223,7 @@ def main():
             file = rng.choice(sorted(f for f in folder.rglob('*') if f.is_file()))
             how = damage(file, rng, outside, WELCOME.get(kind, ()))
             lines = opening(kind, folder, outside, d/'said.txt')
-            word = verdict(lines, kind)
+            word = verdict(lines, how=='link' and may_lead_out(kind, file))
             counts[kind, word] += 1
             if word not in ('read','sentence'):
                 faults.append(dict(number=i, kind=kind, file=str(file.relative_to(folder)), how=how, word=word, seen=lines[-6:]))

@@ -1,5 +1,5 @@
 """Training images per second of the trainer's own step against bare loops: the same modules, dtype, batch and optimiser
-on random latents, without clipping and with it, for clipping is in the recipe and no work of the trainer's own."""
+on random latents, without clipping of gradients and with it."""
 import argparse, json, statistics, time
 from dataclasses import replace
 from pathlib import Path

@@ -247,6 +247,10 @@ def leads_out(
 )->bool:
     "Whether links lead from a path to somewhere outside a folder, or round in a ring."
     if folder is None and not path.is_symlink(): return False
+    try:
+        if path.is_symlink() and not path.exists(): path.stat()      # from Python 3.13 on a ring resolves to itself
+    except FileNotFoundError: pass
+    except OSError: return True
     try: return not path.resolve().is_relative_to((folder or path.parent).resolve())
     except (OSError, RuntimeError): return True
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 
 from styleboost.judging.drift import EACH, ELSEWHERE, Elsewhere, elsewhere, score_elsewhere
 from styleboost.judging.encoders import load_encoder
-from styleboost.judging.judge import load_judge
+from styleboost.judging.judge import load_judge, units_of
 from styleboost.judging.metrics import METRICS, interval, student, tidy
 from styleboost.pictures.prompts import Prompt, style_prompt
 from styleboost.pictures.tensors import to_tensor
@@ -44,7 +44,7 @@ def test_drift_is_half_of_one_minus_the_mean_cosine_by_any_encoder(asked, real, 
     t, eye, n = score_elsewhere(truth, base, few, real, judge), load_encoder(judge or 'world'), len(few.named)
     x = to_tensor(truth) if judge is None else truth
     y = to_tensor(base) if judge is None else base
-    cos = F.cosine_similarity(eye.embed_images(x), eye.embed_images(y))
+    cos = F.cosine_similarity(units_of(eye, x), units_of(eye, y))
     people = torch.tensor([p.people for p in few.prompts])
     assert t.class_drift['all']==pytest.approx((1-cos[:n].mean().item())/2, abs=1e-6)
     for group,flag in (('people',True), ('things',False)):
@@ -55,7 +55,7 @@ def test_the_interval_is_students_over_the_pictures(asked, real):
     few, base, truth = asked
     t, n = score_elsewhere(truth, base, few, real), len(few.named)
     eye = load_judge()
-    each = (1-(eye.embed_images(to_tensor(truth))*eye.embed_images(to_tensor(base))).sum(1)[n:])/2
+    each = (1-(eye.units(to_tensor(truth))*eye.units(to_tensor(base))).sum(1)[n:])/2
     half = student(15)*each.std().item()/4
     assert (t.drift_low['all'], t.drift_high['all'])==pytest.approx((each.mean().item()-half, each.mean().item()+half), abs=1e-6)
     assert interval(1., .5, 16)==pytest.approx((1-.5*student(15), 1+.5*student(15)))

@@ -12,7 +12,7 @@ from styleboost.judging.encoders import ClipEncoder, CsdEncoder, load_encoder
 from styleboost.judging.introstyle import IntroStyle
 from styleboost.judging.metrics import score
 from styleboost.judging import judge as judging
-from styleboost.judging.judge import JUDGE, in_eight_bits, in_full, load_judge, measure_ordinary, sight_of
+from styleboost.judging.judge import JUDGE, in_eight_bits, in_full, load_judge, measure_ordinary, sight_of, units_of
 from styleboost.judging.style import plain_statistics, style_similarity, style_statistics, style_vectors
 from styleboost.pictures.tensors import to_tensor
 from styleboost.pictures.images import ImageSet, Picture, png
@@ -76,6 +76,7 @@ def test_features_given_back_are_not_looked_at_again(clip_folder):
 def test_the_judge_measures_with_one_network_and_recognises_with_another():
     e = load_judge()
     assert e.recogniser is not e.image and e.features(SOME).shape[1]==256 and e.sight(SOME).shape[1]==192
+    assert torch.equal(units_of(e, e.features(SOME)), e.units(SOME)) and not torch.allclose(e.units(SOME), e.embed_images(SOME), atol=.1)
     assert {p.data_ptr() for p in e.image.parameters()}.isdisjoint(p.data_ptr() for p in e.recogniser.parameters())
 
 def test_a_judge_that_was_taught_nothing_more_recognises_with_what_it_has(tmp_path):
@@ -87,8 +88,21 @@ def test_a_judge_that_was_taught_nothing_more_recognises_with_what_it_has(tmp_pa
     (folder/'config.json').write_text(json.dumps(cfg))
     save_file({k:v.half() for k,v in e.text.state_dict().items()}, folder/'text_encoder'/'model.safetensors')
     old = load_judge(folder)
+    assert not any('taught' in k or 'recogniser' in k for k in old.state_dict())     # so that it is known by the hash that it had
     assert old.recogniser is old.image and torch.equal(old.features(SOME), e.features(SOME)) and old.sight(SOME).equal(old.features(SOME))
     assert torch.allclose(old.embed_texts(['a dog']), e.embed_texts(['a dog']), atol=2e-3)
+
+def test_features_of_the_wrong_network_are_refused(refused):
+    e = load_judge()
+    for ask in (e.people, e.embed_images):
+        with refused('192', '256', 'sight_of'): ask(e.features(SOME))
+    with refused('256', '192'): e.units(e.sight(SOME))
+
+def test_eight_bits_without_their_steps_are_refused(tmp_path, refused):
+    folder = shutil.copytree(JUDGE, tmp_path/'judge')
+    tensors = {k:v for k,v in load_file(folder/'recogniser.safetensors').items() if k!='project.weight.step'}
+    save_file(tensors, folder/'recogniser.safetensors')
+    with refused(folder, 'reinstall'): load_judge(folder)
 
 def test_eight_bits_move_a_weight_by_half_a_step_at_most_and_what_was_rounded_stays():
     g = torch.Generator().manual_seed(0)
@@ -283,7 +297,7 @@ def test_a_judge_with_a_pipe_in_it_is_not_waited_for(tmp_path, refused, file):
     (folder/file).unlink(); os.mkfifo(folder/file)
     with refused(folder/file, 'no plain file'): load_judge(folder)
 
-@pytest.mark.parametrize('key, value', [('num_attention_heads', -1), ('vocab_size', 40), ('hidden_act', 'none such'), ('max_position_embeddings', 39)])
+@pytest.mark.parametrize('key, value', [('num_attention_heads', -1), ('vocab_size', 40), ('hidden_act', 'none such'), ('max_position_embeddings', 39), ('projection_dim', 8), ('num_hidden_layers', 10**6), ('intermediate_size', 10**9)])
 def test_a_judge_whose_parts_do_not_go_together_is_refused(tmp_path, refused, key, value):
     folder = shutil.copytree(JUDGE, tmp_path/'judge')
     file = folder/'text_encoder/config.json'

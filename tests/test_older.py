@@ -101,7 +101,7 @@ def test_a_study_opens_and_goes_on(base, quick, ref, picture, tmp_path):
     make(tmp_path/'old', (0,)).run(progress=False)
     f = tmp_path/'old'/'study.json'
     info = json.loads(f.read_text())
-    f.write_text(json.dumps(dict(info, arms={k:flat(r) for k,r in info['arms'].items()})))
+    f.write_text(json.dumps(dict(info, version='0.1.0', arms={k:flat(r) for k,r in info['arms'].items()})))
     run = age(Results(tmp_path/'old').run_folder('lora', 0))
     assert Results(tmp_path/'old').info['arms']['lora']['method']['name']=='lora' and Run(run).method.rank==2
     before = (run/'weights'/'tuned.safetensors').stat().st_mtime_ns

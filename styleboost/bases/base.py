@@ -26,7 +26,7 @@ class Condition(dict):
     def rows(self): return len(next(iter(self.values())))
     def __or__(self, other): return Condition({**self, **other})
     def __getitem__(self, i):
-        "A tensor by its name, or some of the rows: a list of places, a slice or a mask."
+        "A tensor by its name, or some of the rows: a list of places, a slice, or a tensor of places or a mask."
         if isinstance(i, str): return super().__getitem__(i)
         if not isinstance(i, list): return self.map(lambda x: x[i])
         def picked(x):                      # indexing would add a row's gradients in any order, or make a device wait

@@ -78,7 +78,8 @@ class Seen:
 def _embedded(encoder, waiting, rows, full=32):
     "Lets the encoder look at the pictures that wait, when they are many enough."
     if encoder is None or len(waiting)<full: return
-    rows.append(np.asarray(encoder.embed_images(waiting), np.float32))
+    from styleboost.judging.judge import units_of      # here, since a check without an encoder needs no torch
+    rows.append(np.asarray(units_of(encoder, waiting), np.float32))
     waiting.clear()
 
 def see(

@@ -12,6 +12,7 @@ import pandas as pd
 
 from ..core import StyleboostError
 from .encoders import load_encoder
+from .judge import units_of
 from .metrics import METRICS, _gain, _pairs, _put, _styles, diversity, look_at, mean_of
 from ..pictures.images import ImageSet
 from ..pictures.prompts import Prompt, style_prompt
@@ -84,9 +85,9 @@ def score_elsewhere(
     judge = load_encoder(judge or 'world')
     reference = reference if isinstance(reference, ImageSet) else ImageSet(reference)
     x, was = look_at(images, judge), look_at(base, judge)
-    unit = judge.embed_images(x.sight)
+    unit = units_of(judge, x.features)
     near = _styles(x, was, look_at(reference, judge), _pairs(all_asked, reference), all_asked)
-    sight = moved(unit, judge.embed_images(was.sight)), near
+    sight = moved(unit, units_of(judge, was.features)), near
     for group,flag in dict(people=True, things=False, all=None).items():
         keep = [i for i,p in enumerate(all_asked) if flag is None or p.people is flag]
         if not keep: continue

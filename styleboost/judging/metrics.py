@@ -23,7 +23,7 @@ from ..core import StyleboostError, note
 from .closeness import cmmd, memorising, own_pictures
 from .encoders import load_encoder
 from .hubs import csls_similarity, discrimination_gap, other_styles
-from .judge import Encoder, Judge, sight_of
+from .judge import Encoder, Judge, sight_of, units_of
 from .style import plain_statistics, style_similarity, style_vectors
 from ..pictures.images import ImageSet, counting_order
 from ..pictures.tensors import to_tensor
@@ -373,7 +373,7 @@ def _by_heart(x, judge, prompts, ref):
     out, own = _blank(prompts), own_pictures(prompts, ref)
     asked = [i for i,at in enumerate(own) if at is not None]
     if len(ref)<2 or not asked: return {}
-    unit, trained = judge.embed_images(x.sight[asked]), judge.embed_images(look_at(ref, judge).sight)
+    unit, trained = units_of(judge, x.features[asked]), units_of(judge, look_at(ref, judge).features)
     out[asked] = memorising(unit, torch.tensor([own[i] for i in asked]), trained)
     return dict(memorising=out)
 
@@ -420,7 +420,7 @@ def _see(images, reference, prompts, judge, ref, base, others=None):
         if len(texts)>=TEXTS: places = _places(x, judge, prompts, texts)
         else: _once(f'There are {len(texts)} different prompts and captions of the reference, and to tell a subject '
                     f'from others takes {TEXTS}; subjects recognised are left out, and text alignment is reported.')
-    return _Sight(judge, x, r, each, judge.embed_images(x.sight), shows, places, len(texts), around)
+    return _Sight(judge, x, r, each, units_of(judge, x.features), shows, places, len(texts), around)
 
 # %% ../../nbs/judging/04_metrics.ipynb #866e6569
 def _put(row, key, measured, n, parts=None):
@@ -453,7 +453,7 @@ def _put_clouds(row, s, keep, like, group):
         _put(row, 'kid', kid(s.x.features[keep], s.r.features[like]), n)
         _put(row, 'plain_kid', kid(s.x.plain[keep], s.r.plain[like]), n)
         if getattr(s.judge, 'is_clip', False):
-            value, less = cmmd(s.unit[keep], s.judge.embed_images(s.r.sight[like]))
+            value, less = cmmd(s.unit[keep], units_of(s.judge, s.r.features[like]))
             _put(row, 'cmmd', (value, jackknife(less)), n)
     else:
         _once(f'KID needs {KID_PICTURES} pictures on both sides and has {few} of {group}; it is left out, and style '

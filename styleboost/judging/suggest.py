@@ -98,9 +98,8 @@ def with_guesses(
         note(f'{silent}, and the encoder {judge.name} cannot tell; they are taken for pictures without.')
     if not unsaid or judge.people is None: return images
     note(f'{silent}; the encoder {judge.name} was asked. It guesses, so look at its guesses and correct them.')
-    if seen is None: seen = features_of(images, judge)
     pics = list(images)
-    sight = sight_of(judge, ImageSet([images[i] for i in unsaid]), seen[unsaid])
+    sight = sight_of(judge, ImageSet([pics[i] for i in unsaid]), None if seen is None else seen[unsaid])
     for i,shows in zip(unsaid, (judge.people(sight)>judge.person_line).tolist()):
         pics[i] = replace(pics[i], people=shows, guessed=True)
     return ImageSet(pics, images.name, images.skipped)

@@ -213,7 +213,7 @@ def rate_at(
 def late_fall(
     last:float,  # share of the time
 ):               # function of step, warmup and share of the time that is used -> share of the highest learning rate
-    "Rises for `warmup` steps, stays, and falls to a fiftieth over the last of the time."
+    "Rises for `warmup` steps, stays, and falls to a fiftieth over the last share of the time."
     return lambda step, warmup, done: min(1, (step+1)/warmup)*max(.02, min(1, (1-done)/last))
 
 # %% ../../nbs/workshop/01_pretraining.ipynb #5132639d
