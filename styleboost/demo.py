@@ -30,7 +30,7 @@ from .studies.results import losses_of
 @dataclass(frozen=True)
 class DemoSize:
     "How much a demo does."
-    steps:int=200     # of training, each arm
+    steps:int=100     # of training, each arm
     prior:int=40      # prior images, generated or chosen
     prompts:int=64    # test prompts, half of them people
     draw_steps:int=25 # that the sampler takes for a picture
