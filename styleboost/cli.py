@@ -845,7 +845,7 @@ def compare(
     validation:Annotated[Optional[Path], typer.Option(
         help='File with the prompts that choose the step; every third of the others unless given.')]=None,
     seeds:Annotated[int, typer.Option(help='How many seeds; an interval needs two.')]=3,
-    steps:Checkpoints='50,100,200',
+    steps:Checkpoints='50,100',
     recipe:RecipeFile=None,
     settings:Settings=None,
     aux_count:AuxCount=None,

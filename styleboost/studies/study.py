@@ -182,7 +182,7 @@ class Study(Results):
         arms:dict|list,        # name -> `Recipe`, a word for a prior or for what is there; or a list of words
         out:str|Path,          # the study's folder
         seeds:tuple=(0,1,2),   # at least two for an interval
-        steps:tuple=(50,100,200),   # checkpoints; the last ends each training
+        steps:tuple=(50,100),       # checkpoints; the last ends each training
         base:str|Base='tiny',  # of every arm
         method:str='full',     # what trains, in arms given as words
         n:int=None,            # prior images, in arms given as words; see `prior_images` unless given
