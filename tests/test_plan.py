@@ -15,8 +15,8 @@ def test_live_bytes_follow_tensors_to_their_end():
     live = LiveBytes()
     with live:
         a = torch.zeros(1000); b = [a*2 for _ in range(3)]
-        del b; a+1
-    assert (live.now, live.peak)==(2*4096, 4*4096)
+        del b; c = a+1
+    assert (live.now, live.peak)==(2*4096, 4*4096) and len(c)==1000
 
 def test_a_plan_counts_what_a_real_step_holds(quick):
     "The same counter around a real step on real tensors, as close to the plan as the issue asks of a measurement."

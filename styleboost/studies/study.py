@@ -128,7 +128,7 @@ def differences(
 )->list:       # of texts, what was and what is; none for more arms or seeds
     "What may not differ between two settings and does."
     begun_without = was.get('elsewhere') is None
-    free = ('arms','seeds','base','version','versions') + ('elsewhere',)*begun_without
+    free = ('arms','seeds','base','versions') + ('elsewhere',)*begun_without
     fixed = lambda d: {k:v for k,v in d.items() if k not in free}
     out = differ(fixed(was), fixed(now))
     if was['base'] and now['base'] and was['base']['hash']!=now['base']['hash']:
