@@ -913,7 +913,7 @@ def main(args:list=None):
     "The entry point of the `styleboost` command."
     args = sys.argv[1:] if args is None else args
     # torch reads it when it is loaded; see above
-    os.environ.setdefault('OMP_WAIT_POLICY', 'PASSIVE')
+    if 'OMP_WAIT_POLICY' not in os.environ: os.environ.setdefault('GOMP_SPINCOUNT', '1000')
     _show_what_can_be_shown()
     if not log.handlers:
         handler = logging.StreamHandler()

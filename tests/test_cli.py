@@ -113,10 +113,10 @@ except SystemExit: print(json.dumps([time.process_time(), [m for m in {HEAVY} if
     seconds, loaded = zip(*[json.loads(d.stderr) for d in done])
     assert loaded==([], []) and min(seconds)<=.5 and 'Usage' in done[0].stdout
 
-@pytest.mark.parametrize('own, holds', [(None, 'PASSIVE'), ('ACTIVE', 'ACTIVE')])
-def test_threads_sleep_while_they_wait_unless_somebody_wants_them_to_spin(own, holds):
-    code = "import os, sys\nfrom styleboost.cli import main\ntry: main(['--help'])\nexcept SystemExit: print(os.environ['OMP_WAIT_POLICY'], 'torch' in sys.modules, file=sys.stderr)"
-    env = {k:v for k,v in os.environ.items() if k!='OMP_WAIT_POLICY'} | ({'OMP_WAIT_POLICY':own} if own else {})
+@pytest.mark.parametrize('own, holds', [({}, '1000'), (dict(OMP_WAIT_POLICY='ACTIVE'), 'None'), (dict(GOMP_SPINCOUNT='7'), '7')])
+def test_threads_sleep_soon_while_they_wait_unless_somebody_wants_them_to_spin(own, holds):
+    code = "import os, sys\nfrom styleboost.cli import main\ntry: main(['--help'])\nexcept SystemExit: print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules, file=sys.stderr)"
+    env = {k:v for k,v in os.environ.items() if k not in ('OMP_WAIT_POLICY','GOMP_SPINCOUNT')} | own
     done = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, check=True, env=env)
     assert done.stderr.split()==[holds, 'False']
 
