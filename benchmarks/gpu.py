@@ -6,9 +6,11 @@ rounds. The peer's scripts (`train_dreambooth.py`, `train_dreambooth_lora.py`, `
 folder) run as they are. Every finished measurement is written at once and never taken twice.
 
     python benchmarks/gpu.py PATH/examples/dreambooth            the measurements, then the table
+    python benchmarks/gpu.py PATH/examples/dreambooth --arms "plain|peer, full$"    some of them; others can follow
+    python benchmarks/gpu.py PATH/examples/dreambooth --table    the table alone, on any machine
     python benchmarks/gpu.py PATH/examples/dreambooth --smoke    tiny shapes on a processor, to see that everything runs
 """
-import argparse, json, os, runpy, shutil, signal, statistics, sys
+import argparse, json, os, re, runpy, shutil, signal, statistics, sys
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -43,11 +45,11 @@ def full_arms(a, batch, text):
     tag = f'{batch} + {batch}, {"U-Net and text encoder" if text else "U-Net"}'
     def theirs(*flags): return 'peer', 2*batch, dict(batch=batch, text=text, flags=list(flags))
     out = {f'{tag}: peer, full': theirs(), f'{tag}: peer, full, checkpointing': theirs('--gradient_checkpointing')}
-    if here('8-bit'):
+    if a.table or here('8-bit'):
         both = theirs('--gradient_checkpointing', '--use_8bit_adam')
         out[f'{tag}: peer, full, 8-bit AdamW, checkpointing'] = both
     for name,kw in LEVERS.items():
-        if not here(name) or a.precision!='bf16' and 'bfloat16' in name: continue
+        if not (a.table or here(name)) or a.precision!='bf16' and 'bfloat16' in name: continue
         out[f'{tag}: ours, full, {name}'] = ('ours', 2*batch, dict(batch=batch, text_encoder=text, **kw))
     return out
 
@@ -59,7 +61,7 @@ def lora_arms(batch):
     return out
 
 def arms(a):
-    "Name -> (side, pictures a step, what differs)."
+    "Name -> (side, pictures a step, what differs), of all that there are."
     out = {}
     for batch in a.batches:
         if a.family=='sd1':
@@ -125,9 +127,10 @@ def measured(a, side, images, kw):
     return dict(images_per_second=round(images*(a.steps-SKIPPED)/seconds, 3), peak=json.loads(record.read_text()))
 
 def planned(a, kw):
-    "The peak that `plan` expects."
-    style = no_prior(STYLE, base=str(a.base), resolution=a.resolution, precision=a.precision, lr=1e-6, **kw)
-    return plan(str(a.base), with_prior(style, aux(a.pictures)), 'cpu' if a.smoke else 'cuda').peak
+    "The peak that `plan` expects, of shapes alone."
+    base = blank(a.family, full=not a.smoke, device='meta')
+    style = no_prior(STYLE, base=base.name, resolution=a.resolution, precision=a.precision, lr=1e-6, **kw)
+    return plan(base, with_prior(style, aux(a.pictures)), 'cpu' if a.smoke else 'cuda').peak
 
 def cell(x, form): return '' if x is None else f'{x:{form}}'
 
@@ -139,17 +142,18 @@ def table_lines(a, results):
     def mid(n, key):
         v = [r[key] for r in rows[n] if r[key] is not None]
         return statistics.median(v) if v else None
-    yield '| arm | images/s | over the peer | peak, GB | of the peer\'s | planned, GB |\n|---|---|---|---|---|---|'
+    yield '| arm | rounds | images/s | over the peer | peak, GB | of the peer\'s | planned, GB |'
+    yield '|---|---|---|---|---|---|---|'
     for n,(side,_,kw) in arms(a).items():
         rival = next(m for m in rows if m.startswith(n.partition(':')[0]+': peer'))
         speed, peak, ours = mid(n, 'images_per_second'), mid(n, 'peak'), side=='ours'
         if speed is None:
-            yield f'| {n} | not measured | | | | |'
+            yield f'| {n} | 0 | not measured | | | | |'
             continue
         faster = over(speed, mid(rival, 'images_per_second')) if ours else None
         smaller = over(peak, mid(rival, 'peak')) if ours else None
         expected = planned(a, kw)/1e9 if ours else None
-        yield (f'| {n} | {speed:.2f} | {cell(faster, ".2f")} | {cell(over(peak, 1e9), ".2f")} | '
+        yield (f'| {n} | {len(rows[n])} | {speed:.2f} | {cell(faster, ".2f")} | {cell(over(peak, 1e9), ".2f")} | '
                f'{cell(smaller, ".0%")} | {cell(expected, ".2f")} |')
 
 def table(a, results):
@@ -157,7 +161,7 @@ def table(a, results):
     s = results.setting
     out = [f'# On a GPU: styleboost beside diffusers\' DreamBooth scripts\n\nDevice: {s["device"]}. '
            f'{s["family"]} shapes, random weights, {s["resolution"]} pixels, precision {s["precision"]}, {s["steps"]} '
-           f'steps of which the first {SKIPPED} are left out; {a.rounds} rounds in turn, medians. torch {s["torch"]}, '
+           f'steps of which the first {SKIPPED} are left out; medians of the rounds in turn. torch {s["torch"]}, '
            f'diffusers {s["diffusers"]}.\n']
     if a.smoke:
         out.append('**Made with --smoke, on a processor and at tiny shapes, to see that everything runs: the numbers '
@@ -179,16 +183,23 @@ def parser():
     add('--pictures', type=int, default=20, help='of the style, and class images')
     add('--out', type=Path, help='measurements; gpu-FAMILY.json beside this script unless given')
     add('--work', type=Path, default=Path('runs/gpu'), help='the base, the pictures and the runs')
+    add('--arms', default='', help='a regular expression; only arms in whose name it is found')
+    add('--table', action='store_true', help='write the table of what was measured, and measure nothing')
     add('--smoke', action='store_true', help='tiny shapes on a processor')
     add('--child', type=json.loads, help=argparse.SUPPRESS)
     return p
 
-def prepared(a):
-    "The settings that follow from the others, and the folders that both sides read."
+def settled(a):
+    "The settings that follow from the others."
     if a.smoke: a.batches, a.steps, a.rounds, a.precision = a.batches[:1], 12, 1, 'no'
     a.out = a.out or Path(__file__).with_name(f'gpu-{a.family}.json')
+    if a.table: a.precision = a.precision or json.loads(a.out.read_text())['setting']['precision']
     a.precision = a.precision or best_precision('cuda')
     a.resolution = 64 if a.smoke else dict(sd1=512, sdxl=1024)[a.family]
+    return a
+
+def prepared(a):
+    "The folders that both sides read."
     a.threads, a.visible = os.cpu_count(), '' if a.smoke else os.environ.get('CUDA_VISIBLE_DEVICES', '0')
     a.scripts, a.work = a.scripts.resolve(), a.work.resolve()
     a.work.mkdir(parents=True, exist_ok=True)
@@ -200,21 +211,27 @@ def prepared(a):
             (folder/f'{i:04d}.png').write_bytes(png(x.open().resize((a.resolution,a.resolution), Image.LANCZOS)))
     return a
 
+def measure(a, results):
+    "Every arm that was asked for, once a round."
+    chosen = {n:v for n,v in arms(a).items() if re.search(a.arms, n)}
+    peer.rounds(a, results, {n: lambda r, v=v: measured(a, *v) for n,v in chosen.items()})
+
 def main():
     p = parser()
     a = p.parse_args()
     if a.child: return child(a.child)
-    if not (a.scripts/'train_dreambooth.py').is_file():
+    if not a.table and not (a.scripts/'train_dreambooth.py').is_file():
         p.error(f'{a.scripts} has no train_dreambooth.py; give the folder examples/dreambooth of diffusers')
-    if not a.smoke and not torch.cuda.is_available():
+    if not (a.table or a.smoke or torch.cuda.is_available()):
         p.error('there is no GPU here; --smoke runs tiny shapes on the processor')
-    a = prepared(a)
+    a = settled(a)
+    if a.table: return table(a, Results(a.out, {}))
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     device = torch.cuda.get_device_name() if torch.cuda.is_available() and not a.smoke else 'CPU'
     results = Results(a.out, dict(device=device, family=a.family, resolution=a.resolution, precision=a.precision,
                                   steps=a.steps, smoke=a.smoke, **versions()))
     try:
-        peer.rounds(a, results, {n: lambda r, v=v: measured(a, *v) for n,v in arms(a).items()})
+        measure(prepared(a), results)
         table(a, results)
     finally:
         if peer.stand_in.cache_info().currsize: shutil.rmtree(peer.stand_in())

@@ -187,7 +187,7 @@ class Results:
         self.path, self.rows, self.setting = path, {}, setting
         if not path.exists(): return
         d = json.loads(path.read_text())
-        self.rows = d['measurements']
+        self.rows, self.setting = d['measurements'], setting or d['setting']
         other = [k for k in setting if d['setting'].get(k)!=setting[k]]
         if other: raise SystemExit(f'{path} was measured with another {", ".join(other)}; give another --out.')
     def __call__(self, name, take):
