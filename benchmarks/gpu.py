@@ -22,7 +22,7 @@ from peer import CLASS, STYLE, TOLD, Results, aux, follow, new
 from styleboost.bases.load import blank
 from styleboost.core import write_whole
 from styleboost.pictures.images import ImageSet, png
-from styleboost.training.levers import best_precision
+from styleboost.training.levers import best_precision, xformers_fault
 from styleboost.training.loop import train
 from styleboost.training.plan import plan
 from styleboost.training.recipes import no_prior, with_prior
@@ -36,9 +36,13 @@ LEVERS = {
     'plain': {}, 'xformers': dict(attention='xformers'), '8-bit AdamW': EIGHT, 'checkpointing': AGAIN,
     'fused backward': FUSED, '8-bit, fused': EIGHT|FUSED, '8-bit, fused, bfloat16 weights': EIGHT|FUSED|LEAN,
     '8-bit, fused, bfloat16 weights, checkpointing': EIGHT|FUSED|LEAN|AGAIN}
+HEADS = (40,80,160)   # sizes of an attention's heads in Stable Diffusion 1.5
 NEEDS = {'xformers':'xformers', '8-bit':'bitsandbytes'}  # a word of a lever's name -> the package that it needs
 
-def here(name): return all(find_spec(package) for word,package in NEEDS.items() if word in name)
+def here(name):
+    "Whether a lever works on this machine. Where xformers does not, training takes PyTorch's attention, and says so."
+    if not all(find_spec(package) for word,package in NEEDS.items() if word in name): return False
+    return 'xformers' not in name or not xformers_fault(HEADS, torch.bfloat16, 'cuda')
 
 def full_arms(a, batch, text):
     "Every weight, by the peer and by us lever by lever."

@@ -76,13 +76,13 @@ def recipes(where):
         'aux, full, paper': r(aux, preset='paper'),
         'aux, full, v-prediction': r(aux, 'sd2v', min_snr=5.),
         'aux, full, SDXL': r(aux, 'sdxl', batch=1),
-        'aux, lora': r(aux, method='lora'),
+        'aux, lora': r(aux, method='lora', text_encoder=True),
         'aux, lora, all layers, U-Net alone':
             r(aux, method='lora', text_encoder=False, targets='all', rank=4, alpha=2.),
-        'aux, dora': r(aux, method='dora', rank=4),
-        'aux, lokr': r(aux, method='lokr', rank=4),
-        'aux, oft': r(aux, method='oft', rank=4),
-        'aux, lora, SDXL': r(aux, 'sdxl', method='lora', rank=4),
+        'aux, dora': r(aux, method='dora', rank=4, text_encoder=True),
+        'aux, lokr': r(aux, method='lokr', rank=4, text_encoder=True),
+        'aux, oft': r(aux, method='oft', rank=4, text_encoder=True),
+        'aux, lora, SDXL': r(aux, 'sdxl', method='lora', rank=4, text_encoder=True),
         'aux, fused, bfloat16 weights': r(aux, **lean),
         'multi': multi(ref.where(True), ref.where(False), aux, base=str(where['sd1']), **SHORT)}
 

@@ -449,7 +449,7 @@ def test_a_real_base_suggests_what_suits_its_size(family, want, quick):
     assert b.family.defaults(b)==want and b.family.defaults(b, 1)['lr']==1e-6
     assert settled(quick(resolution=None, lr=None), b).resolution==want['resolution']
 
-def test_the_embedded_base_suggests_what_suits_it(base): assert base.family.defaults(base)==dict(resolution=64, batch=8, steps=200, lr=1e-4)
+def test_the_embedded_base_suggests_what_suits_it(base): assert base.family.defaults(base)==dict(resolution=64, batch=8, steps=200, lr=2e-4)
 
 @pytest.mark.parametrize('device', ['cuda', 'gpu'])
 def test_a_device_that_is_not_there_is_refused(device, refused, monkeypatch):

@@ -554,7 +554,7 @@ def test_arms_of_every_kind_are_compared(here, trained, picture, tmp_path):
                       '--seeds', 1, '--steps', '1', '--sampler', 1, '--recipe', here/'cheap.json', '--drift', 4, '--out', tmp_path/'s')
     assert done.code==0, done.err
     found = Results(tmp_path/'s')
-    assert found.arms==['done','other','small'] and len(found.done)==3 and found.info['arms']['small']['method']==dict(name='lora', text_encoder=True, rank=2, targets='attention', alpha=None)
+    assert found.arms==['done','other','small'] and len(found.done)==3 and found.info['arms']['small']['method']==dict(name='lora', text_encoder=False, rank=2, targets='attention', alpha=None)
     assert 'Style against drift' in (tmp_path/'s'/'report.html').read_text('utf-8')
     alone = in_process('compare', '--ref', here/'ref', '--reference', tmp_path/'real', '--arm', 'base:tiny', '--seeds', 1, '--sampler', 1, '--out', tmp_path/'t')
     assert alone.code==0 and 'without a prior is added' not in alone.out and Results(tmp_path/'t').arms==['tiny']

@@ -32,21 +32,22 @@ def own(name, ref):
     taken = {p.subject for p in ref}
     return ImageSet([p for p in style_ref(name, 40, 40) if p.subject not in taken], f'world:{name}:more').sample(AUX)
 
-def core(name):
+def core(name, **same):
     "The paper's rows: what StyleRef shows, and where the prior's images come from."
+    same = same or SAME
     ref = style_ref(name)
     kind = min(AUX, len(style_ref(name, 40, 0)))  # as many people as there are, and as many things
     both = pool('people')+pool('things')
-    return {'people-only': no_prior(style_ref(name, kind, 0), **SAME),
-            'things-only': no_prior(style_ref(name, 0, kind), **SAME),
-            'none': no_prior(ref, **SAME),
-            'generated': dreambooth(ref, AUX, **SAME),
-            'generated-illustration': dreambooth(ref, AUX, 'a photo of illustration style', **SAME),
-            'style-itself': styleboost(ref, own(name, ref), **SAME),
-            'aux-things': styleboost(ref, pool('things'), AUX, **SAME),
-            'aux-people': styleboost(ref, pool('people'), AUX, **SAME),
-            'random': styleboost(ref, both, AUX, **SAME),
-            'suggested': styleboost(ref, suggest(ref, both, AUX).images, **SAME)}
+    return {'people-only': no_prior(style_ref(name, kind, 0), **same),
+            'things-only': no_prior(style_ref(name, 0, kind), **same),
+            'none': no_prior(ref, **same),
+            'generated': dreambooth(ref, AUX, **same),
+            'generated-illustration': dreambooth(ref, AUX, 'a photo of illustration style', **same),
+            'style-itself': styleboost(ref, own(name, ref), **same),
+            'aux-things': styleboost(ref, pool('things'), AUX, **same),
+            'aux-people': styleboost(ref, pool('people'), AUX, **same),
+            'random': styleboost(ref, both, AUX, **same),
+            'suggested': styleboost(ref, suggest(ref, both, AUX).images, **same)}
 
 def draws_and_amounts(ref):
     """Other draws of the sets that were drawn at random (what a set does is one thing, what a rule for drawing does
@@ -83,24 +84,27 @@ def keep(found, name):
     curves = t[(t.split=='validation')&t.metric.isin([*SHOWN, 'plain_kid'])].drop(columns=['low','high'])
     curves.round(5).to_csv(f'{at}-curves.csv', index=False)
     spent = [found.kept(*c)['seconds'] for c in found.done]
-    about = dict(style=name, base=i['base'], seeds=i['seeds'], steps=i['steps'], sampler=i['sampler'], judge=i['judge'],
+    about = dict(style=i['style']['name'], base=i['base'], seeds=i['seeds'], steps=i['steps'], sampler=i['sampler'], judge=i['judge'],
                  chosen=found.chosen, not_done=len(found.cells)-len(found.done),
                  failed={f'{a}, seed {s}':w for (a,s),w in found.failed.items()},
                  seconds_drawing=round(sum(s.get('draw',0) for s in spent)),
                  seconds_scoring=round(sum(s.get('score',0) for s in spent)), versions=i['versions'])
     Path(f'{at}.json').write_text(json.dumps(about, indent=1)+'\n')
 
-def main():
-    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def command(about, study, prefix='', grid=None):
+    "The command of a page of evidence; `grid` is what comes before its studies, if anything does."
+    p = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--out', type=Path, required=True)
     p.add_argument('--styles', nargs='+', choices=STYLES, default=STYLES)
     p.add_argument('--seeds', type=int, default=3)
     p.add_argument('--ray')
+    if grid: p.add_argument('--grid', action='store_true')
     a = p.parse_args()
+    if grid and a.grid: return grid(a.out, a.ray)
     for name in a.styles:
         found = study(name, a.out, range(a.seeds)).run(a.ray)
         if not found.done: continue
         found.report()
-        keep(found, name)
+        keep(found, prefix+name)
 
-if __name__=='__main__': main()
+if __name__=='__main__': command(__doc__, study)

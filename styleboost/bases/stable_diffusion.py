@@ -184,7 +184,7 @@ class StableDiffusion:
     def defaults(self, base, batch=None):
         "Fields of a recipe that it leaves open; `batch` where that is settled."
         if sum(p.numel() for p in base.net.parameters())<100e6:
-            return dict(resolution=base.resolution, batch=8, steps=200, lr=1e-4)
+            return dict(resolution=base.resolution, batch=8, steps=200, lr=2e-4)
         return dict(resolution=base.resolution, batch=self.batch, steps=800, lr=self.lr[(batch or self.batch)==1])
     def base(self, name, digest, parts, folder=None, zeros=False)->Base:
         "A base of diffusers' components: models, tokenizers and a scheduler by name."

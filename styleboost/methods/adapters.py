@@ -36,7 +36,7 @@ def _check(a):
 @dataclass(frozen=True, kw_only=True)
 class Adapter(Method):
     "A peft adapter on the net, and on the reader if asked for."
-    text_encoder:bool=True     # whether the reader gets one too
+    text_encoder:bool=False    # whether the reader gets one too
     rank:int=16                # how much it can learn; a block's size for oft and boft
     targets:str='attention'    # what it is put on: the attention layers, or 'all' layers of the blocks
     wraps = True

@@ -116,11 +116,11 @@ class Bench:
     def eyes(self): return eyes(self.judge, lambda: untouched_base(self))
     @property
     def loaded(self): return self.base if isinstance(self.base, Base) else _loaded(str(self.base))
-    def draw(self, model, prompts, seeds, phrase=None):
+    def draw(self, model, prompts, seeds, phrase=None, guidance=None):
         "One picture a `Prompt`; `phrase` makes of its text what the style is asked for with, None takes it as it is."
         texts = [phrase(p.text) if phrase else p.text for p in prompts]
         if phrase: note_read([p.text for p in prompts], texts)
-        return sample(model, texts, list(seeds), self.draw_steps, self.guidance, self.sampler, raw=True)
+        return sample(model, texts, list(seeds), self.draw_steps, guidance or self.guidance, self.sampler, raw=True)
 
 def untouched_base(
     bench:Bench,
@@ -194,6 +194,11 @@ class Trained:
                   resume=begun, latents=self.bench.out/'latents', snapshots=tuple(snapshots), progress=False,
                   watch=watch)
         self.run = Run(folder)
+    @property
+    def guidance(self):
+        "The recipe's own or its method's, if one of them has any."
+        return self.recipe.guidance or self.recipe.method.defaults(self.bench.loaded).get('guidance')
     def draw(self, prompts, seeds, step=None, *, strength=1., literal=False):
         model = self.run.at(step, strength).model(pick_device(self.bench.device), self.bench.loaded)
-        return self.bench.draw(model, prompts, seeds, None if literal else self.run.phrase)
+        if literal: return self.bench.draw(model, prompts, seeds)
+        return self.bench.draw(model, prompts, seeds, self.run.phrase, self.guidance)

@@ -4,7 +4,8 @@
 
 # %% auto #0
 __all__ = ['own_caption_first', 'style_row', 'one_a_name', 'of_judge_and_autoencoder', 'over_styles', 'scorecard',
-           'plain_records', 'known_subjects', 'recognition', 'asked_as', 'subject_table', 'history']
+           'plain_records', 'known_subjects', 'recognition', 'asked_as', 'subject_table', 'nearest', 'repeated',
+           'history']
 
 # %% ../../nbs/workshop/04_scorecard.ipynb #0241634c
 import json, random
@@ -189,6 +190,40 @@ def subject_table(
         if have: rows[f'real, {s}'] = row([pics[firsts[p]['caption']] for p in have], have)
     for name,form in asked_as().items():
         rows[name] = row(sample(base, [form.format(firsts[p]['caption']) for p in pick], 0, steps, guidance), pick)
+    return pd.DataFrame(rows).T
+
+# %% ../../nbs/workshop/04_scorecard.ipynb #c7976a13
+def nearest(
+    x:torch.Tensor,  # (n, 3, 64, 64) in [-1, 1]
+    corpus:Corpus,
+    itself:bool=False,  # whether each is in the corpus, and is not to be found
+)->tuple:            # indices of training pictures, and how near in dB
+    "The training picture nearest to each picture, by pixels."
+    seen = corpus.images(corpus.train).flatten(1)
+    error = torch.cdist(x.flatten(1), seen)**2/seen.shape[1]
+    if itself: error = torch.where(error<1e-6, torch.inf, error)
+    least = error.min(1)
+    return [corpus.train[i] for i in least.indices.tolist()], 10*torch.log10(4/least.values)
+
+def repeated(
+    base:Base,
+    corpus:Corpus,
+    n:int=64,          # subjects, half of them people
+    steps:int=20,      # of the sampler
+    guidance:float=4.,
+    least:int=5,       # see `known_subjects`
+)->pd.DataFrame:       # a row for each way of asking, and for real pictures
+    "How near drawn pictures are to training pictures, and how often the nearest shows what was asked for."
+    drawn, rows = plain_records(corpus), {}
+    pick = [p for p in known_subjects(corpus, n, least) if 'noto' in drawn[p]]
+    def row(found, db):
+        right = [corpus.records[i]['plain']==p for i,p in zip(found, pick)]
+        return dict(n=len(pick), same_subject=sum(right)/len(right), decibels=db.median().item())
+    own = [drawn[p]['noto'] for p in pick]
+    rows['real, noto'] = row(*nearest(corpus.images(own), corpus, itself=True))
+    for word in ('noto', sorted(HELD_WORDS)[-1]):
+        asked = [f'a photo of {word} style, {corpus.records[i]["caption"]}' for i in own]
+        rows[word] = row(*nearest(to_tensor(sample(base, asked, 0, steps, guidance)), corpus))
     return pd.DataFrame(rows).T
 
 # %% ../../nbs/workshop/04_scorecard.ipynb #fa6b9d97

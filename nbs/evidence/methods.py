@@ -1,0 +1,77 @@
+"""The evidence: which tuning methods draw people, and which of them learn it from whom? Every method with no prior and
+with auxiliary people, on a StyleRef of people and things and on one of things alone.
+
+    python nbs/evidence/methods.py --out DIR --grid      rates and guidance, by validation prompts, one seed a point
+    python nbs/evidence/methods.py --out DIR             everything; called again, it goes on where it was
+    python nbs/evidence/methods.py --out DIR --styles openmoji --ray local
+
+Small tables go to nbs/evidence/results, where the notebook beside this file reads them; the runs stay in DIR."""
+import json
+from dataclasses import replace
+from pathlib import Path
+
+from ablation import AUX, RESULTS, command, style
+from styleboost.pictures.world import pool, style_ref
+from styleboost.showing.figures import TRUTH
+from styleboost.studies.study import Study
+from styleboost.training.recipes import no_prior, with_prior
+
+SETTING = dict(steps=(50,100), sampler=10)
+GRID, AT = RESULTS/'methods-grid.json', 'openmoji'    # what was chosen, and the style that chose it
+
+# What is tried: rates, and where a word alone learns also the guidance, since 7 is much for a word of a small base
+WORDS = ('textual_inversion','dreamstyler','inst_port')
+RATES = dict(full=(1e-4,2e-4), lora=(5e-4,1e-3,2e-3), svdiff=(5e-3,2e-2), custom_diffusion=(1e-4,2e-4,5e-4),
+             hypernetwork=(5e-4,1e-3), dreamartist=(5e-4,2e-3), specialist_reconstruction=(1e-4,2e-4),
+             styledrop_port=(5e-4,2e-3), pivotal=(5e-4,1e-3), textual_inversion=(5e-4,2e-3), dreamstyler=(5e-4,2e-3),
+             inst_port=(3e-4,1e-3))
+GUIDANCE = (3.,7.)
+ONE = ('styledrop_port','dreamartist','dreamstyler','inst_port')   # defined on one picture
+
+def recipe(ref, method, lr, guidance=None, people=False):
+    "A method's arm; `people` gives it auxiliary people."
+    r = no_prior(ref, method=method, lr=lr, guidance=guidance)
+    return with_prior(r, pool('people').sample(AUX)) if people else r
+
+def points(method):
+    "Rates and guidances to try."
+    return [(lr,g) for lr in RATES[method] for g in (GUIDANCE if method in WORDS else (None,))]
+
+def grid(out, ray=None):
+    "Every point once, without a prior; the best of each method goes to `GRID`."
+    about, ref = style(AT), style_ref(AT)
+    arms = {f'{m} {lr:g}' + (f' {g:g}' if g else ''): recipe(ref, m, lr, g) for m in RATES for lr,g in points(m)}
+    few = replace(about, test=about.validation)       # nothing is looked at but what may choose
+    found = Study(few, arms, Path(out)/'methods-grid', (90,), drift=0, **SETTING).run(ray)
+    t = found.table()
+    t = t[(t.split=='validation')&(t.group=='all')&t.metric.isin(['kid','subject_rate'])]
+    t = t.pivot_table(index=['arm','step'], columns='metric', values='value').reset_index()
+    own = t[t.arm==TRUTH].subject_rate.max()
+    chosen = {m:best(t, m, own) for m in RATES}
+    GRID.write_text(json.dumps(dict(style=AT, base=found.info['base'], artist=own, chosen=chosen,
+                                    points=t.round(4).to_dict('records')), indent=1)+'\n')
+
+def best(t, method, own):
+    "The nearest to the style among what can be named six tenths as often as the artist's own; else the best named."
+    mine = t[t.arm.str.startswith(f'{method} ')]
+    named = mine[mine.subject_rate>=.6*own]
+    row = named.loc[named.kid.idxmin()] if len(named) else mine.loc[mine.subject_rate.idxmax()]
+    _, lr, *g = row.arm.split()
+    return dict(lr=float(lr), guidance=float(g[0]) if g else None, step=int(row.step))
+
+def arms(name):
+    "Every method at what the grid chose."
+    mixed, things = style_ref(name), style_ref(name, 0, 20)
+    chosen, out = json.loads(GRID.read_text())['chosen'], {}
+    for m,c in chosen.items():
+        for what,ref in (('mixed',mixed), ('things',things)):
+            for people in (False, True):
+                out[f'{m} {what} {"aux people" if people else "none"}'] = recipe(ref, m, c['lr'], c['guidance'], people)
+        if m in ONE: out[f'{m} one picture none'] = recipe(mixed[:1], m, c['lr'], c['guidance'])
+    return out
+
+def study(name, out, seeds=(0,1,2), **kw):
+    "All arms on one style; nothing is trained yet."
+    return Study(style(name), arms(name), Path(out)/f'methods-{name}', seeds, **dict(SETTING, **kw))
+
+if __name__=='__main__': command(__doc__, study, 'methods-', grid)

@@ -1,0 +1,41 @@
+"""The evidence: what does a prior protect? The paper's rows once more on today's base, priors without pictures beside
+them, for full fine-tuning and for a LoRA; and where a LoRA learns, by level of noise.
+
+    python nbs/evidence/priors.py --out DIR                      everything; called again, it goes on where it was
+    python nbs/evidence/priors.py --out DIR --styles openmoji --ray local
+
+Small tables go to nbs/evidence/results, where the notebook beside this file reads them; the runs stay in DIR."""
+from pathlib import Path
+
+from ablation import AUX, command, core, style
+from styleboost.methods.load import make_method
+from styleboost.pictures.world import pool, style_ref
+from styleboost.studies.study import Study
+from styleboost.training.recipes import hold, no_prior, styleboost
+
+SETTING = dict(steps=(50,100), sampler=10)
+ANCHOR = 1.   # λ of the squared distance of the weights from where they began
+LORA = ('none','aux-people','aux-things','suggested')   # the paper's rows that a LoRA repeats
+
+def held(ref, **kw):
+    "Priors that hold on to the base: without pictures, and with those of `aux-people` as places to hold still."
+    return {'hold-class': hold(ref, **kw), 'hold-blank': hold(ref, prompt='', **kw),
+            'hold-people': hold(ref, pool('people').sample(AUX), **kw), 'anchor': no_prior(ref, anchor=ANCHOR, **kw)}
+
+def noises(ref):
+    "A LoRA with auxiliary people: trained at high noise, with fewer ranks there, both, and the other way round."
+    def arm(method, **kw): return styleboost(ref, pool('people'), AUX, method=method, **kw)
+    masked, inverse = make_method('tlora'), make_method('tlora', inverse=True)
+    return {'high-noise': arm('lora', log_snr=-6.), 'fewer-ranks-there': arm(masked),
+            'both': arm(masked, log_snr=-6.), 'more-ranks-there': arm(inverse)}   # neither is `lora aux-people`
+
+def study(name, out, seeds=(0,1,2), **kw):
+    "All arms on one style; nothing is trained yet."
+    ref = style_ref(name)
+    full = {**core(name, method='full'), **held(ref)}
+    rows = core(name, method='lora')
+    lora = {**{k:rows[k] for k in LORA}, **held(ref, method='lora'), **noises(ref)}
+    arms = {f'full {k}':r for k,r in full.items()} | {f'lora {k}':r for k,r in lora.items()}
+    return Study(style(name), arms, Path(out)/f'priors-{name}', seeds, **dict(SETTING, **kw))
+
+if __name__=='__main__': command(__doc__, study, 'priors-')
