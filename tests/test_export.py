@@ -232,7 +232,7 @@ def test_the_tiny_base_is_refused_as_a_single_file_and_nothing_is_written(runs, 
 def test_sdxl_loras_for_kohya_are_named_as_kohya_names_them_and_diffusers_reads_them(family, tmp_path):
     b = family('sdxl')
     pipe = b.pipeline(b.process.scheduler('ddim')); before = drawn(pipe)
-    m = make_method('lora', targets='all', rank=4, alpha=6.)
+    m = make_method('lora', targets='all', rank=4, alpha=6., text_encoder=True)
     tuned, g = attached(b, m), torch.Generator().manual_seed(0)
     for p in trained(tuned).values(): p.data += .1*torch.randn(p.shape, generator=g)
     tensors, about = kohya_tensors(m, tuned)

@@ -17,8 +17,8 @@ from styleboost.methods.method import attached, state, trained
 PROMPT = 'a photo of zwx style, a dog'
 
 def tuned(base, name='lora', **kw):
-    "A base with an adapter that moved by accident."
-    b, g = attached(base, make_method(name, **kw)), torch.Generator().manual_seed(1)
+    "A base with an adapter that moved by accident, in the text encoder too unless the test says otherwise."
+    b, g = attached(base, make_method(name, **dict(dict(text_encoder=True), **kw))), torch.Generator().manual_seed(1)
     with torch.no_grad():
         for p in trained(b).values(): p.add_(.05*torch.randn(p.shape, generator=g))
     return b

@@ -84,15 +84,15 @@ def keep(found, name):
     curves = t[(t.split=='validation')&t.metric.isin([*SHOWN, 'plain_kid'])].drop(columns=['low','high'])
     curves.round(5).to_csv(f'{at}-curves.csv', index=False)
     spent = [found.kept(*c)['seconds'] for c in found.done]
-    about = dict(style=i['style']['name'], base=i['base'], seeds=i['seeds'], steps=i['steps'], sampler=i['sampler'], judge=i['judge'],
-                 chosen=found.chosen, not_done=len(found.cells)-len(found.done),
+    about = dict(style=i['style']['name'], base=i['base'], seeds=i['seeds'], steps=i['steps'], sampler=i['sampler'],
+                 judge=i['judge'], chosen=found.chosen, not_done=len(found.cells)-len(found.done),
                  failed={f'{a}, seed {s}':w for (a,s),w in found.failed.items()},
                  seconds_drawing=round(sum(s.get('draw',0) for s in spent)),
                  seconds_scoring=round(sum(s.get('score',0) for s in spent)), versions=i['versions'])
     Path(f'{at}.json').write_text(json.dumps(about, indent=1)+'\n')
 
-def command(about, study, prefix='', grid=None):
-    "The command of a page of evidence; `grid` is what comes before its studies, if anything does."
+def command(about, study, prefix='', grid=None, show=None):
+    "The command of a page of evidence. `grid` comes before its studies, `show` makes a picture of each."
     p = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--out', type=Path, required=True)
     p.add_argument('--styles', nargs='+', choices=STYLES, default=STYLES)
@@ -106,5 +106,6 @@ def command(about, study, prefix='', grid=None):
         if not found.done: continue
         found.report()
         keep(found, prefix+name)
+        if show: show(found).quantize(64).save(RESULTS/f'{prefix}{name}.png', optimize=True)
 
 if __name__=='__main__': command(__doc__, study)

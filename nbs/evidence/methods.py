@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from ablation import AUX, RESULTS, command, style
+from styleboost.pictures.sheets import gridded
 from styleboost.pictures.world import pool, style_ref
-from styleboost.showing.figures import TRUTH
+from styleboost.showing.figures import BASE, TRUTH
 from styleboost.studies.study import Study
 from styleboost.training.recipes import no_prior, with_prior
 
@@ -65,8 +66,8 @@ def arms(name):
     chosen, out = json.loads(GRID.read_text())['chosen'], {}
     for m,c in chosen.items():
         for what,ref in (('mixed',mixed), ('things',things)):
-            for people in (False, True):
-                out[f'{m} {what} {"aux people" if people else "none"}'] = recipe(ref, m, c['lr'], c['guidance'], people)
+            for prior,people in (('none',False), ('aux people',True)):
+                out[f'{m} {what} {prior}'] = recipe(ref, m, c['lr'], c['guidance'], people)
         if m in ONE: out[f'{m} one picture none'] = recipe(mixed[:1], m, c['lr'], c['guidance'])
     return out
 
@@ -74,4 +75,12 @@ def study(name, out, seeds=(0,1,2), **kw):
     "All arms on one style; nothing is trained yet."
     return Study(style(name), arms(name), Path(out)/f'methods-{name}', seeds, **dict(SETTING, **kw))
 
-if __name__=='__main__': command(__doc__, study, 'methods-', grid)
+def sheet(found, seed=0, each=8):
+    "Eight people and eight things of the test prompts: the artist's, the base's, each method's with auxiliary people."
+    asked, arm = found.prompts('test'), '{} mixed aux people'.format
+    places = sum(([i for i,p in enumerate(asked) if p.people is kind][:each] for kind in (True,False)), [])
+    rows = [('the artist', found.images(TRUTH)), ('untouched base', found.images(BASE))]
+    rows += [(m, found.images(arm(m), seed, found.chosen[arm(m)])) for m in RATES if (arm(m),seed) in found.done]
+    return gridded([asked[i].text for i in places], [(n, [ims[i] for i in places]) for n,ims in rows if ims])
+
+if __name__=='__main__': command(__doc__, study, 'methods-', grid, sheet)
