@@ -351,9 +351,11 @@ Snapshots = Annotated[Optional[int], typer.Option(
 def _either(saved, **said):
     "What the options say, and else the file; refuses a training without pictures."
     found = {k: getattr(saved, k) if v is None else v for k,v in said.items()}
-    for k,what in dict(ref='pictures of a style', prior='a second binding').items():
+    needs = dict(ref='pictures of a style: give --ref FOLDER',
+                 prior='to know what trains beside them: give --aux FOLDER, --aux world:people or --aux none')
+    for k,what in needs.items():
         if found.get(k, '') is None:
-            raise typer.BadParameter(f'a training needs {what}: give --{k}, or a .toml file with a line for {k}')
+            raise typer.BadParameter(f'a training needs {what}, or a .toml file with a line for {k}')
     return found.values()
 
 # %% ../nbs/91_cli.ipynb #4b1d9da0
@@ -701,7 +703,7 @@ def check(
     asked, looks = read_prompts(prompts) if prompts else [], encoder and load_encoder(encoder)
     told = check(_sets(folders), asked, resolution, looks)
     for name,pics in told.sets.items(): say(f'{name}: {len(pics)} pictures')
-    for sentence in told.lines() or ['There is nothing to remark.']: say(sentence)
+    for sentence in told.lines() or ['There is nothing to report.']: say(sentence)
     say(f'The pictures are shown in {write_check(out, told.sets, told.findings, KINDS)}')
 
 # %% ../nbs/91_cli.ipynb #58409296

@@ -225,7 +225,7 @@ def _mix_found(name, pics):
         out.append(Finding('mix', said, []))
     if len(flags)<len(pics): out.append(Finding(
         'mix', f'{name}: {len(pics)-len(flags)} of {len(pics)} pictures do not say whether they show people, so the '
-        'mix cannot be told; say so in a metadata.jsonl, with "people".', []))
+        'mix cannot be told; put them into folders called people and things, or say so in a metadata.jsonl.', []))
     subjects = pd.Series([p.subject or p.caption for p in pics if p.subject or p.caption], dtype=object).value_counts()
     if len(subjects) and len(pics)>3 and subjects.iloc[0]>len(pics)/2: out.append(Finding(
         'mix', f'{name}: {subjects.iloc[0]} of {len(pics)} pictures are of {subjects.index[0]!r}; the style would be '
@@ -239,6 +239,10 @@ LONG = 60   # words of a caption; text encoders read 77 tokens
 def _captions_found(name, pics):
     "Findings about a set's captions."
     said, out = [p for p in pics if p.caption], []
+    lost = dict(ref='the style\'s word takes in what they show', reference='a study has nothing of them to ask for')
+    if not said and name in lost: out.append(Finding(
+        'captions', f'{name}: none of {len(pics)} pictures has a caption, so {lost[name]}; put a text file beside '
+        'each, such as farmer.txt beside farmer.png.', []))
     if said and len(said)<len(pics):
         silent = [(name, p, '') for p in pics if not p.caption]
         out.append(Finding('captions', f'{name}: {len(silent)} of {len(pics)} pictures have no caption and the others '

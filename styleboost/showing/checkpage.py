@@ -31,7 +31,7 @@ def check_page(
 )->str:
     "The page of a check."
     about = ', '.join(f'{name}: {len(pics)} pictures' for name,pics in sets.items())
-    found = f'{len(findings)} finding{"s" if len(findings)!=1 else ""}' if findings else 'nothing to remark'
+    found = f'{len(findings)} finding{"s" if len(findings)!=1 else ""}' if findings else 'nothing to report'
     parts = [(head, _part([f for f in findings if f.kind==kind])) for kind,head in kinds.items()]
     return filled('showing/check.html', style=STYLE, title='A look at the pictures', parts=[p for p in parts if p[1]],
                   lead=f'{about}; {found}. Nothing was changed or removed; what to do is yours to say.')

@@ -444,7 +444,8 @@ def _sentences(self:Results, rows):
     places = ranked(rows, metric).dropna(subset='value')
     means = formatted(list(places.value), metric)
     order = ', '.join(f'{a} {v}' for a,v in zip(places.arm, means))
-    said = [f'{METRICS[metric][0]}, in the mean over seeds, best first: {order}.']
+    how = 'in the mean over seeds' if len(self.seeds)>1 else 'with one seed, whose luck may have made the order'
+    said = [f'{METRICS[metric][0]}, {how}; best first: {order}.']
     return said + (in_words(paired(rows, metric), metric) if len(self.arms)>1 else []) + list(cannot.values())
 
 @patch

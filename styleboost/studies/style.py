@@ -63,7 +63,8 @@ def _captions(reference):
     captions = [Prompt(p.caption, p.people, p) for p in reference if p.caption]
     asked = list({_same_text(p):p for p in captions}.values())
     if len(asked)<3: raise StyleboostError(f'No prompts were given, and {reference.name} has {len(asked)} captions '
-                                           'to ask for; give a file of prompts.')
+        'to ask for; give --prompts FILE with a prompt a line, or put beside each picture a text file of its name '
+        'that says what it shows.')
     note(f'No prompts were given, so {len(asked)} captions of {reference.name} are asked for.')
     return asked
 

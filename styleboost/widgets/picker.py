@@ -598,7 +598,7 @@ def check(self:AuxPicker,
         html += f'<div class="sb-said warn">{escape(f.sentence)}<div class="sb-strip">{shown}</div></div>'
     self._found.value = html
     more = f' The first 12 of {len(found)} are shown.' if len(found)>12 else ''
-    self.say(f'{len(found)} remarks.{more}' if found else 'There is nothing to remark.')
+    self.say(f'{len(found)} remarks.{more}' if found else 'There is nothing to report.')
     return found
 
 # %% ../../nbs/widgets/01_picker.ipynb #38de5fa9

@@ -200,7 +200,7 @@ def nearest(
 )->tuple:            # indices of training pictures, and how near in dB
     "The training picture nearest to each picture, by pixels."
     seen = corpus.images(corpus.train).flatten(1)
-    error = torch.cdist(x.flatten(1), seen)**2/seen.shape[1]
+    error = torch.cdist(x.flatten(1), seen, compute_mode='donot_use_mm_for_euclid_dist')**2/seen.shape[1]
     if itself: error = torch.where(error<1e-6, torch.inf, error)
     least = error.min(1)
     return [corpus.train[i] for i in least.indices.tolist()], 10*torch.log10(4/least.values)
