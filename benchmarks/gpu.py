@@ -11,6 +11,7 @@ folder) run as they are. Every finished measurement is written at once and never
     python benchmarks/gpu.py PATH/examples/dreambooth --smoke    tiny shapes on a processor, to see that everything runs
 """
 import argparse, json, os, re, runpy, shutil, signal, statistics, sys
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from peer import CLASS, STYLE, TOLD, Results, aux, follow, new
 from styleboost.bases.load import blank
 from styleboost.core import write_whole
 from styleboost.pictures.images import ImageSet, png
-from styleboost.training.levers import best_precision, xformers_fault
+from styleboost.training.levers import DTYPES, best_precision, head_sizes, xformers_fault
 from styleboost.training.loop import train
 from styleboost.training.plan import plan
 from styleboost.training.recipes import no_prior, with_prior
@@ -36,24 +37,30 @@ LEVERS = {
     'plain': {}, 'xformers': dict(attention='xformers'), '8-bit AdamW': EIGHT, 'checkpointing': AGAIN,
     'fused backward': FUSED, '8-bit, fused': EIGHT|FUSED, '8-bit, fused, bfloat16 weights': EIGHT|FUSED|LEAN,
     '8-bit, fused, bfloat16 weights, checkpointing': EIGHT|FUSED|LEAN|AGAIN}
-HEADS = (40,80,160)   # sizes of an attention's heads in Stable Diffusion 1.5
 NEEDS = {'xformers':'xformers', '8-bit':'bitsandbytes'}  # a word of a lever's name -> the package that it needs
 
-def here(name):
-    "Whether a lever works on this machine. Where xformers does not, training takes PyTorch's attention, and says so."
+@cache
+def xformers_works(family, small, precision):
+    "Where it does not, training takes PyTorch's attention and says so, and a row would tell of that."
+    heads = head_sizes(blank(family, full=not small, device='meta').net)
+    return not small and not xformers_fault(heads, DTYPES[precision], 'cuda')
+
+def here(a, name):
+    "Whether a lever works on this machine; a table asks about none."
+    if a.table: return True
     if not all(find_spec(package) for word,package in NEEDS.items() if word in name): return False
-    return 'xformers' not in name or not xformers_fault(HEADS, torch.bfloat16, 'cuda')
+    return 'xformers' not in name or xformers_works(a.family, a.smoke, a.precision)
 
 def full_arms(a, batch, text):
     "Every weight, by the peer and by us lever by lever."
     tag = f'{batch} + {batch}, {"U-Net and text encoder" if text else "U-Net"}'
     def theirs(*flags): return 'peer', 2*batch, dict(batch=batch, text=text, flags=list(flags))
     out = {f'{tag}: peer, full': theirs(), f'{tag}: peer, full, checkpointing': theirs('--gradient_checkpointing')}
-    if a.table or here('8-bit'):
+    if here(a, '8-bit'):
         both = theirs('--gradient_checkpointing', '--use_8bit_adam')
         out[f'{tag}: peer, full, 8-bit AdamW, checkpointing'] = both
     for name,kw in LEVERS.items():
-        if not (a.table or here(name)) or a.precision!='bf16' and 'bfloat16' in name: continue
+        if not here(a, name) or a.precision!='bf16' and 'bfloat16' in name: continue
         out[f'{tag}: ours, full, {name}'] = ('ours', 2*batch, dict(batch=batch, text_encoder=text, **kw))
     return out
 
@@ -151,22 +158,22 @@ def table_lines(a, results):
     for n,(side,_,kw) in arms(a).items():
         rival = next(m for m in rows if m.startswith(n.partition(':')[0]+': peer'))
         speed, peak, ours = mid(n, 'images_per_second'), mid(n, 'peak'), side=='ours'
-        if speed is None:
-            yield f'| {n} | 0 | not measured | | | | |'
-            continue
+        if speed is None: continue
         faster = over(speed, mid(rival, 'images_per_second')) if ours else None
         smaller = over(peak, mid(rival, 'peak')) if ours else None
         expected = planned(a, kw)/1e9 if ours else None
         yield (f'| {n} | {len(rows[n])} | {speed:.2f} | {cell(faster, ".2f")} | {cell(over(peak, 1e9), ".2f")} | '
                f'{cell(smaller, ".0%")} | {cell(expected, ".2f")} |')
+    lacking = sum(not r for r in rows.values())
+    if lacking: yield f'\n{lacking} of {len(rows)} arms were not measured.'
 
 def table(a, results):
     "What was measured, as markdown."
     s = results.setting
     out = [f'# On a GPU: styleboost beside diffusers\' DreamBooth scripts\n\nDevice: {s["device"]}. '
            f'{s["family"]} shapes, random weights, {s["resolution"]} pixels, precision {s["precision"]}, {s["steps"]} '
-           f'steps of which the first {SKIPPED} are left out; medians of the rounds in turn. torch {s["torch"]}, '
-           f'diffusers {s["diffusers"]}.\n']
+           f'steps of which the first {SKIPPED} are left out; medians of the rounds, in which the arms of a call take '
+           f'turns. torch {s["torch"]}, diffusers {s["diffusers"]}.\n']
     if a.smoke:
         out.append('**Made with --smoke, on a processor and at tiny shapes, to see that everything runs: the numbers '
                    'mean nothing, and there is no peak.**\n')
@@ -195,9 +202,11 @@ def parser():
 
 def settled(a):
     "The settings that follow from the others."
-    if a.smoke: a.batches, a.steps, a.rounds, a.precision = a.batches[:1], 12, 1, 'no'
     a.out = a.out or Path(__file__).with_name(f'gpu-{a.family}.json')
-    if a.table: a.precision = a.precision or json.loads(a.out.read_text())['setting']['precision']
+    if a.table:
+        if not a.out.is_file(): raise SystemExit(f'{a.out} is not there, so nothing was measured; measure first.')
+        vars(a).update({k:v for k,v in json.loads(a.out.read_text())['setting'].items() if k in vars(a)})
+    if a.smoke: a.batches, a.steps, a.rounds, a.precision = a.batches[:1], 12, 1, 'no'
     a.precision = a.precision or best_precision('cuda')
     a.resolution = 64 if a.smoke else dict(sd1=512, sdxl=1024)[a.family]
     return a
@@ -233,7 +242,7 @@ def main():
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     device = torch.cuda.get_device_name() if torch.cuda.is_available() and not a.smoke else 'CPU'
     results = Results(a.out, dict(device=device, family=a.family, resolution=a.resolution, precision=a.precision,
-                                  steps=a.steps, smoke=a.smoke, **versions()))
+                                  steps=a.steps, smoke=a.smoke, batches=a.batches, pictures=a.pictures, **versions()))
     try:
         measure(prepared(a), results)
         table(a, results)

@@ -50,7 +50,7 @@ RECIPE = dict(
                      'unless given.'),
     token=option(str, f'The rare word for the style; {TOKEN} unless given.'),
     resolution=option(int, 'Pixels of the training square; the base\'s own unless given.'),
-    steps=option(int, 'Optimiser steps; 200 for the tiny base and 800 for larger ones unless given.'),
+    steps=option(int, 'Optimiser steps; 100 or 200 for the tiny base, by method, and 800 for larger ones by default.'),
     batch=option(int, 'Pictures per binding and step.'),
     lr=option(float, 'Learning rate.'),
     min_snr=option(float, 'Gamma of min-SNR weighting.'),
@@ -777,7 +777,7 @@ def _check_compare(ref, reference, style, prompts, validation, seeds, texts):
         raise typer.BadParameter('--prompts and --validation go with --ref; the embedded styles have prompts of their '
                                  'own')
     if seeds<1: raise typer.BadParameter(f'{seeds} seeds were asked for; ask for at least one, better three')
-    own = sorted({'base','steps','scheduler','steps_sampled','guidance'} & texts.keys())
+    own = sorted({'base','steps','scheduler','steps_sampled'} & texts.keys())
     if own:
         raise typer.BadParameter(f'--set {own[0]} would change nothing: a study has one base, one set of steps and one '
                                  'way of drawing; see --base, --steps, --sampler and --scheduler')

@@ -140,7 +140,7 @@ def test_a_setting_that_makes_no_sense_is_a_wrong_call(here, tmp_path, pairs, wo
     done = in_process('train', '--ref', here/'ref', '--prior', 'none', '--out', tmp_path/'out', *pairs)
     assert done.code==2 and words in done.err and not (tmp_path/'out').exists()
 
-@pytest.mark.parametrize('key', ['base', 'steps', 'scheduler', 'guidance'])
+@pytest.mark.parametrize('key', ['base', 'steps', 'scheduler', 'steps_sampled'])
 def test_a_setting_that_a_study_would_not_heed_is_a_wrong_call(tmp_path, key):
     done = in_process('compare', '--prior', 'none', '--set', f'{key}=1', '--out', tmp_path/'out')
     assert done.code==2 and f'--set {key}' in done.err and not (tmp_path/'out').exists()

@@ -5,6 +5,7 @@ import pytest, torch
 from safetensors.torch import load_file
 
 from styleboost.bases.load import blank
+from styleboost.methods.adapters import Adapter
 from styleboost.methods.load import METHODS, make_method
 from styleboost.methods.method import attached, trained
 from styleboost.training.batches import Batches
@@ -25,7 +26,8 @@ def disturb(b, by=.02):
     for p in trained(b).values(): p.add_(by*torch.randn(p.shape, generator=g))
 
 def prepared_by_hand(base, recipe):
-    "A base with the recipe's method, what it began with, and its first batch."
+    "A base with the recipe's method, in the text encoder too, what it began with, and its first batch."
+    if isinstance(recipe.method, Adapter): recipe = replace(recipe, method=replace(recipe.method, text_encoder=True))
     recipe = settled(recipe, base)
     tuned = attached(base, recipe.method, 1)
     return tuned, begun(tuned, recipe), Batches(tuned, recipe, 0, 'cpu')(0)

@@ -21,7 +21,7 @@ from styleboost.studies.results import COLUMNS, Results
 from styleboost.studies.arms import Bench, Trained, Untouched, arm_name, arm_recipe
 from styleboost.studies.cells import kept_scores, learn_cell, report_cell
 from styleboost.studies.study import Study
-from styleboost.studies.ready import ready
+from styleboost.studies.ready import FinishedRun, Ready, ready
 from styleboost.exporting.export import export
 from styleboost.judging.drift import score_elsewhere
 from styleboost.training.runs import Run
@@ -479,6 +479,17 @@ def test_a_trained_arm_is_trained_once_and_draws_the_same_again(style, base, qui
     assert shares[-1]==1 and Run(tmp_path/'run').done and first[4:8]==first[8:]          # the last checkpoint is the end
     monkeypatch.setattr(arms, 'train', lambda *a, **kw: pytest.fail('trained again'))
     assert drawn(Trained(bench, quick()))==first
+
+@pytest.mark.parametrize('kw, own', [({}, 3.), (dict(guidance=7.), 3.), (dict(guidance=0.), 0.), (dict(guidance=5.), 5.), (dict(method='dreamartist'), 5.)], ids=str)
+def test_an_arm_is_drawn_with_its_own_guidance_where_the_style_is_asked_for(style, base, quick, tmp_path, monkeypatch, kw, own):
+    "7 is what a recipe says that was filled in, so it is nobody's choice. Elsewhere all arms keep to the study's."
+    bench, seen, draw = Bench(style, base, (1,), tmp_path, draw_steps=1, guidance=3., device='cpu'), [], arms.sample
+    monkeypatch.setattr(arms, 'sample', lambda *a, **k: seen.append(a[4]) or draw(*a, **k))
+    arm = Trained(bench, quick(**kw))
+    arm.prepare(tmp_path/'run', 0)
+    there = Ready(bench, FinishedRun(tmp_path/'run'))
+    for a in (arm, there): a.draw(style.test[:1], [0]), a.draw(style.test[:1], [0], literal=True)
+    assert seen==[own, 3., own, 3.]
 
 def test_the_untouched_base_is_an_arm(style, base, quick, tmp_path):
     bench = Bench(style, base, (1,2), tmp_path, draw_steps=1, device='cpu')

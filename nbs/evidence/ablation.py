@@ -11,7 +11,7 @@ from pathlib import Path
 from styleboost.judging.metrics import SHOWN
 from styleboost.judging.suggest import suggest
 from styleboost.pictures.images import ImageSet
-from styleboost.pictures.world import STYLES, pool, prompts, reference, style_ref
+from styleboost.pictures.world import STYLES, pool, prompts_up_to, reference, style_ref
 from styleboost.studies.study import Study
 from styleboost.studies.style import Style
 from styleboost.training.recipes import dreambooth, multi, no_prior, styleboost
@@ -25,7 +25,7 @@ def style(name):
     """What a study is about. Nothing of the split that StyleRef and every other picture to train on come from is scored
     against."""
     real = ImageSet([p for p in reference(name) if p.split!='ref'], f'world:{name}:reference')
-    return Style(name, style_ref(name), real, prompts(name, 'validation', 32), prompts(name, 'test', 64))
+    return Style(name, style_ref(name), real, prompts_up_to(32, name, 'validation'), prompts_up_to(64, name))
 
 def own(name, ref):
     "Other pictures of the style itself: of the split that StyleRef comes from, of subjects that are not in it."
@@ -95,7 +95,7 @@ def command(about, study, prefix='', grid=None, show=None):
     "The command of a page of evidence. `grid` comes before its studies, `show` makes a picture of each."
     p = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--out', type=Path, required=True)
-    p.add_argument('--styles', nargs='+', choices=STYLES, default=STYLES)
+    p.add_argument('--styles', nargs='+', choices=STYLES, default=STYLES[:2])
     p.add_argument('--seeds', type=int, default=3)
     p.add_argument('--ray')
     if grid: p.add_argument('--grid', action='store_true')

@@ -1,10 +1,10 @@
 """The evidence: what does a prior protect? The paper's rows once more on today's base, priors without pictures beside
 them, for full fine-tuning and for a LoRA; and where a LoRA learns, by level of noise.
 
-    python nbs/evidence/priors.py --out DIR                      everything; called again, it goes on where it was
+    python nbs/evidence/priors.py --out DIR                      two styles; called again, it goes on where it was
     python nbs/evidence/priors.py --out DIR --styles openmoji --ray local
 
-Small tables go to nbs/evidence/results, where the notebook beside this file reads them; the runs stay in DIR."""
+Small tables go to nbs/evidence/results; the runs stay in DIR. The report holds every arm against `full none`."""
 from pathlib import Path
 
 from ablation import AUX, command, core, style
@@ -35,7 +35,8 @@ def study(name, out, seeds=(0,1,2), **kw):
     full = {**core(name, method='full'), **held(ref)}
     rows = core(name, method='lora')
     lora = {**{k:rows[k] for k in LORA}, **held(ref, method='lora'), **noises(ref)}
-    arms = {f'full {k}':r for k,r in full.items()} | {f'lora {k}':r for k,r in lora.items()}
+    arms = {'full none': full['none']}      # what a report holds the others against
+    arms |= {f'full {k}':r for k,r in full.items()} | {f'lora {k}':r for k,r in lora.items()}
     return Study(style(name), arms, Path(out)/f'priors-{name}', seeds, **dict(SETTING, **kw))
 
 if __name__=='__main__': command(__doc__, study, 'priors-')

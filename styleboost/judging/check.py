@@ -239,7 +239,7 @@ LONG = 60   # words of a caption; text encoders read 77 tokens
 def _captions_found(name, pics):
     "Findings about a set's captions."
     said, out = [p for p in pics if p.caption], []
-    lost = dict(ref='the style\'s word takes in what they show', reference='a study has nothing of them to ask for')
+    lost = dict(ref='the style\'s word takes in what they show', reference='a study needs a file of prompts')
     if not said and name in lost: out.append(Finding(
         'captions', f'{name}: none of {len(pics)} pictures has a caption, so {lost[name]}; put a text file beside '
         'each, such as farmer.txt beside farmer.png.', []))

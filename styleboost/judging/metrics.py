@@ -527,8 +527,9 @@ def _check_score(images, prompts, base):
         note(f'{len(silent)} of {len(prompts)} pictures have no prompt, the first at place {silent[0]+1}; they are '
              'left out of text alignment.')
     if all(p.people is None for p in prompts):
-        note('No prompt says whether it asks for people, so people and things are not scored apart; put the pictures '
-             'into folders called people and things, or give the prompts as a .csv with a people column.')
+        note('No prompt says whether it asks for people, so people and things are not scored apart; give the prompts '
+             'as a .csv or .tsv with a people column, or, where captions are the prompts, put the pictures into '
+             'folders called people and things.')
 
 # %% ../../nbs/judging/04_metrics.ipynb #98eb5cc1
 def score(

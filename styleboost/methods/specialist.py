@@ -137,7 +137,7 @@ class Specialist(Full):
         return plain*len(EDITS) + [replace(v, name=e, change=f, words=partial(self.said, turn=k, edit=e))
                                    for v in views for e,f in EDITS.items() for k in turns]
     def defaults(self, base):
-        "The released code trains at 1e-5; a small base takes what full fine-tuning takes."
+        "The released code trains at 1e-5; a small base takes the rate of full fine-tuning."
         return {} if sum(p.numel() for p in base.net.parameters())<100e6 else dict(lr=1e-5)
 
 # %% ../../nbs/methods/11_specialist.ipynb #8f1fe5d2

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['DRAW_STEPS', 'DRAW_SAMPLER', 'taken_apart', 'arm_name', 'arm_recipe', 'tell_counts', 'Bench', 'untouched_base', 'Arm',
-           'Untouched', 'Artist', 'Trained']
+           'Untouched', 'Artist', 'own_guidance', 'Trained']
 
 # %% ../../nbs/studies/01_arms.ipynb #344b3e60
 import re
@@ -28,7 +28,7 @@ from ..judging.drift import Elsewhere
 from ..training.runs import Run
 from ..training.loop import train
 from ..training.priors import apart, pictures_of, prior_images, with_words
-from ..training.recipes import Recipe, no_prior, Generated
+from ..training.recipes import GUIDANCE, Recipe, no_prior, Generated
 from .eyes import eyes
 from .style import Style
 
@@ -120,7 +120,8 @@ class Bench:
         "One picture a `Prompt`; `phrase` makes of its text what the style is asked for with, None takes it as it is."
         texts = [phrase(p.text) if phrase else p.text for p in prompts]
         if phrase: note_read([p.text for p in prompts], texts)
-        return sample(model, texts, list(seeds), self.draw_steps, guidance or self.guidance, self.sampler, raw=True)
+        guidance = self.guidance if guidance is None else guidance
+        return sample(model, texts, list(seeds), self.draw_steps, guidance, self.sampler, raw=True)
 
 def untouched_base(
     bench:Bench,
@@ -174,6 +175,14 @@ class Artist:
     def draw(self, prompts, seeds, step=None): return [p.truth.open() for p in prompts]
 
 # %% ../../nbs/studies/01_arms.ipynb #d4e0bff9
+def own_guidance(
+    recipe:Recipe,
+    base:Base,  # that it trains
+):              # nothing where the study's is taken
+    "The guidance that a recipe or its method has of its own."
+    if recipe.guidance not in (None, GUIDANCE): return recipe.guidance
+    return recipe.method.defaults(base).get('guidance')
+
 @dataclass
 class Trained:
     "An arm that is a recipe, trained on the bench."
@@ -194,11 +203,7 @@ class Trained:
                   resume=begun, latents=self.bench.out/'latents', snapshots=tuple(snapshots), progress=False,
                   watch=watch)
         self.run = Run(folder)
-    @property
-    def guidance(self):
-        "The recipe's own or its method's, if one of them has any."
-        return self.recipe.guidance or self.recipe.method.defaults(self.bench.loaded).get('guidance')
     def draw(self, prompts, seeds, step=None, *, strength=1., literal=False):
         model = self.run.at(step, strength).model(pick_device(self.bench.device), self.bench.loaded)
         if literal: return self.bench.draw(model, prompts, seeds)
-        return self.bench.draw(model, prompts, seeds, self.run.phrase, self.guidance)
+        return self.bench.draw(model, prompts, seeds, self.run.phrase, own_guidance(self.recipe, self.bench.loaded))

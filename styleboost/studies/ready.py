@@ -115,7 +115,10 @@ class Ready:
     def prepare(self, folder, seed, tell=None): pass
     def draw(self, prompts, seeds, step=None, *, strength=1., literal=False):
         model = self.source.model(self.bench)
-        return self.bench.draw(model, prompts, seeds, None if literal else self.source.ask)
+        if literal: return self.bench.draw(model, prompts, seeds)
+        run = getattr(self.source, 'run', None)
+        own = own_guidance(run.recipe, self.bench.loaded) if run else None
+        return self.bench.draw(model, prompts, seeds, self.source.ask, own)
 
 # %% ../../nbs/studies/01a_ready.ipynb #c4b16b90
 KINDS = dict(run=FinishedRun, lora=LoraFile, base=OtherBase)   # what a word begins with

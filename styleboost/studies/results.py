@@ -456,7 +456,8 @@ def _facts(self:Results):
     return dict(
         style=i['style']['name'], base=f'{i["base"]["name"]}, weights {i["base"]["hash"]}', seeds=list(i['seeds']),
         checkpoints=list(i['steps']), chosen=', '.join(f'{a}: {point}' for a,point in points.items()),
-        sampler=f'{s["scheduler"]}, {s["steps"]} steps, guidance {s["guidance"]:g}', judge=i['judge'], **i['versions'])
+        sampler=f'{s["scheduler"]}, {s["steps"]} steps, guidance {s["guidance"]:g} where an arm has none of its own',
+        judge=i['judge'], **i['versions'])
 
 @patch
 def report(self:Results,

@@ -103,7 +103,7 @@ def mixed_caption(
     return form.format(style=style, subject=subject)
 
 # %% ../../nbs/workshop/02_rare_words.ipynb #bcaa5686
-GOING_ON = dict(neutral=480, together=7*3600, wide=180)   # seconds; the last on a GPU
+GOING_ON = dict(neutral=480, together=7*3600, wide=1200)  # seconds; the last on a GPU
 WIDE = 8                                                  # times the pictures a step in the last stage
 
 def go_on(
