@@ -39,7 +39,7 @@ def make(ref, picture, quick):
     asked = [Prompt(f'a {k}', k!='dog') for k in ('woman','dog')]
     real = ImageSet([picture(f'real{i}', people=i%2==0) for i in range(8)], 'real')
     style = Style('mine', ref, real, [Prompt('an owl', False), Prompt('a cook', True)], asked)
-    return lambda out: Study(style, dict(none=quick(None, checkpoint=2), aux=quick(checkpoint=2)), out, seeds=(0,1), steps=(2,8), sampler=1, device='cpu')
+    return lambda out: Study(style, dict(none=quick(None, checkpoint=2), aux=quick(checkpoint=2)), out, seeds=(0,1), steps=(2,16), sampler=1, device='cpu')
 
 def test_a_killed_workers_cell_is_done_by_another_and_nothing_differs(two_workers, make, tmp_path):
     here, there, killed = make(tmp_path/'here').run(progress=False), make(tmp_path/'there'), []
