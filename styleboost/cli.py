@@ -685,9 +685,12 @@ def _sets(words):
 
 @app.command()
 def check(
-    folders:Annotated[list[str], typer.Argument(
+    folders:Annotated[Optional[list[str]], typer.Argument(
         metavar='[NAME=]DIR...', help='Folders with pictures, or world:NAME. The names ref, aux and reference are '
-        'known: what it means that two of them share a picture is said.')],
+        'known: what it means that two of them share a picture is said.')]=None,
+    ref:Annotated[Optional[str], typer.Option(help='The same as ref=DIR.')]=None,
+    prior:Annotated[Optional[str], typer.Option('--prior', '--aux', help='The same as aux=DIR.')]=None,
+    reference:Annotated[Optional[str], typer.Option(help='The same as reference=DIR.')]=None,
     prompts:Annotated[Optional[Path], typer.Option(
         help='Prompts that will be asked for: none of them should be the caption of what is trained on.')]=None,
     resolution:Annotated[int, typer.Option(help='Pixels of the training square.')]=64,
@@ -700,8 +703,11 @@ def check(
     from styleboost.judging.encoders import load_encoder
     from styleboost.showing.checkpage import check_place, write_check
     check_place(writable(out))
+    said = dict(ref=ref, aux=prior, reference=reference)
+    words = [f'{k}={v}' for k,v in said.items() if v]+(folders or [])
+    if not words: raise typer.BadParameter('give at least one folder, such as --ref DIR')
     asked, looks = read_prompts(prompts) if prompts else [], encoder and load_encoder(encoder)
-    told = check(_sets(folders), asked, resolution, looks)
+    told = check(_sets(words), asked, resolution, looks)
     for name,pics in told.sets.items(): say(f'{name}: {len(pics)} pictures')
     for sentence in told.lines() or ['There is nothing to report.']: say(sentence)
     say(f'The pictures are shown in {write_check(out, told.sets, told.findings, KINDS)}')

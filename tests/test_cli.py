@@ -35,7 +35,7 @@ OPTIONS = dict(
     plan='--base --memory --method --rank --targets --text-encoder --no-text-encoder --prior --set --resolution '
          '--batch --precision --checkpointing --optimizer --fused-backward --weights --accumulate --processes --device',
     score='--reference --prompts --ref --untouched --drift --others --encoder --out --literal',     # which `sample` has
-    check='--prompts --resolution --encoder --out',
+    check='--ref --prior --aux --reference --prompts --resolution --encoder --out',
     suggest='--ref --pool --out --k --people --near --general --itself --encoder',
     compare='--out --prior --aux --arm --style --ref --reference --prompts --validation --base --seeds --steps --method '
             '--recipe --set --aux-count --sampler --scheduler --strengths --drift --encoder --ray --gpus --device',
@@ -619,6 +619,8 @@ BAD = {
     'scores of a run that has not drawn': (['score', '{tmp}/run', '--reference', '{here}/ref'], 'no samples'),
     'scores with too few prompts': (['score', '{here}/aux', '--reference', '{here}/ref', '--prompts', '{here}/prompts.tsv'], '4 pictures and 2 prompts'),
     'a check of nothing': (['check', '{tmp}/gone', '--out', '{tmp}/check.html'], 'gone'),
+    'a check of no folder': (['check', '--out', '{tmp}/check.html'], '--ref DIR'),
+    'a check of one set twice': (['check', '--ref', '{here}/ref', 'ref={here}/aux', '--out', '{tmp}/check.html'], 'other='),
     'a check of two folders of one name': (['check', '{here}/ref', 'ref={here}/aux', '--out', '{tmp}/check.html'], 'other='),
     'a check over a file of yours': (['check', '{here}/ref', '--out', '{tmp}/words.txt'], 'words.txt'),
     'a check for no square': (['check', '{here}/ref', '--resolution', '0', '--out', '{tmp}/check.html'], '8 or more'),

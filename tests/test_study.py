@@ -480,9 +480,9 @@ def test_a_trained_arm_is_trained_once_and_draws_the_same_again(style, base, qui
     monkeypatch.setattr(arms, 'train', lambda *a, **kw: pytest.fail('trained again'))
     assert drawn(Trained(bench, quick()))==first
 
-@pytest.mark.parametrize('kw, own', [({}, 3.), (dict(guidance=7.), 3.), (dict(guidance=0.), 0.), (dict(guidance=5.), 5.), (dict(method='dreamartist'), 5.)], ids=str)
+@pytest.mark.parametrize('kw, own', [({}, 3.), (dict(guidance=7.), 3.), (dict(guidance=0.), 0.), (dict(guidance=5.), 5.), (dict(method='dreamartist'), 5.), (dict(method='dreamartist', guidance=7.), 7.)], ids=str)
 def test_an_arm_is_drawn_with_its_own_guidance_where_the_style_is_asked_for(style, base, quick, tmp_path, monkeypatch, kw, own):
-    "7 is what a recipe says that was filled in, so it is nobody's choice. Elsewhere all arms keep to the study's."
+    "7 is what a recipe says that was filled in, so it is nobody's choice but where a method has another. Elsewhere all arms keep to the study's."
     bench, seen, draw = Bench(style, base, (1,), tmp_path, draw_steps=1, guidance=3., device='cpu'), [], arms.sample
     monkeypatch.setattr(arms, 'sample', lambda *a, **k: seen.append(a[4]) or draw(*a, **k))
     arm = Trained(bench, quick(**kw))

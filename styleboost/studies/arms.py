@@ -24,6 +24,7 @@ from ..bases.load import load_base
 from ..bases.sampling import note_read, sample
 
 from ..judging.drift import Elsewhere
+from ..methods.method import Method
 
 from ..training.runs import Run
 from ..training.loop import train
@@ -176,12 +177,14 @@ class Artist:
 
 # %% ../../nbs/studies/01_arms.ipynb #d4e0bff9
 def own_guidance(
-    recipe:Recipe,
-    base:Base,  # that it trains
-):              # nothing where the study's is taken
-    "The guidance that a recipe or its method has of its own."
-    if recipe.guidance not in (None, GUIDANCE): return recipe.guidance
-    return recipe.method.defaults(base).get('guidance')
+    asked:float,  # guidance that the recipe says, if any
+    method:Method,
+    base:Base,    # that it trains
+):                # nothing where the study's is taken
+    "The guidance that an arm's recipe or method has of its own."
+    own = method.defaults(base).get('guidance')
+    if asked is None: return own
+    return None if own is None and asked==GUIDANCE else asked
 
 @dataclass
 class Trained:
@@ -206,4 +209,5 @@ class Trained:
     def draw(self, prompts, seeds, step=None, *, strength=1., literal=False):
         model = self.run.at(step, strength).model(pick_device(self.bench.device), self.bench.loaded)
         if literal: return self.bench.draw(model, prompts, seeds)
-        return self.bench.draw(model, prompts, seeds, self.run.phrase, own_guidance(self.recipe, self.bench.loaded))
+        own = own_guidance(self.recipe.guidance, self.recipe.method, self.bench.loaded)
+        return self.bench.draw(model, prompts, seeds, self.run.phrase, own)

@@ -20,8 +20,7 @@ from ..methods.strength import check_strength
 from ..pictures.images import ImageSet
 from ..pictures.prompts import style_prompt
 from ..training.runs import Run
-from .arms import Bench, arm_name, taken_apart, untouched_base
-from ..training.recipes import GUIDANCE
+from .arms import Bench, arm_name, own_guidance, taken_apart, untouched_base
 
 # %% ../../nbs/studies/01a_ready.ipynb #08306260
 def phrase_of(
@@ -118,8 +117,8 @@ class Ready:
         model = self.source.model(self.bench)
         if literal: return self.bench.draw(model, prompts, seeds)
         run = getattr(self.source, 'run', None)
-        own = run.recipe['guidance'] if run else GUIDANCE     # 7 is nobody's choice, see `own_guidance`
-        return self.bench.draw(model, prompts, seeds, self.source.ask, None if own==GUIDANCE else own)
+        own = own_guidance(run.recipe['guidance'], run.method, self.bench.loaded) if run else None
+        return self.bench.draw(model, prompts, seeds, self.source.ask, own)
 
 # %% ../../nbs/studies/01a_ready.ipynb #c4b16b90
 KINDS = dict(run=FinishedRun, lora=LoraFile, base=OtherBase)   # what a word begins with
