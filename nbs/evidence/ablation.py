@@ -91,8 +91,8 @@ def keep(found, name):
                  seconds_scoring=round(sum(s.get('score',0) for s in spent)), versions=i['versions'])
     Path(f'{at}.json').write_text(json.dumps(about, indent=1)+'\n')
 
-def command(about, study, prefix='', grid=None, show=None):
-    "The command of a page of evidence. `grid` comes before its studies, `show` makes a picture of each."
+def command(about, study, prefix='', grid=None, more=None):
+    "The command of a page of evidence. `grid` comes before its studies, `more` keeps what else a page shows of each."
     p = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--out', type=Path, required=True)
     p.add_argument('--styles', nargs='+', choices=STYLES, default=STYLES[:2])
@@ -106,6 +106,6 @@ def command(about, study, prefix='', grid=None, show=None):
         if not found.done: continue
         found.report()
         keep(found, prefix+name)
-        if show: show(found).quantize(64).save(RESULTS/f'{prefix}{name}.png', optimize=True)
+        if more: more(found, RESULTS/f'{prefix}{name}')
 
 if __name__=='__main__': command(__doc__, study)

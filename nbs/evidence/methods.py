@@ -6,26 +6,32 @@ with auxiliary people, on a StyleRef of people and things and on one of things a
     python nbs/evidence/methods.py --out DIR --styles openmoji --ray local
 
 Small tables and a sheet go to nbs/evidence/results; the runs stay in DIR."""
-import json
+import json, statistics
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pandas as pd
 
 from ablation import AUX, RESULTS, command, style
+from styleboost.methods.method import on_bones, trained
 from styleboost.pictures.sheets import gridded
 from styleboost.pictures.world import pool, style_ref
 from styleboost.showing.figures import BASE, TRUTH
 from styleboost.studies.study import Study
-from styleboost.training.recipes import no_prior, with_prior
+from styleboost.training.recipes import no_prior, settled, with_prior
+from styleboost.training.runs import Run
+from styleboost.training.trainer import accelerator_for, prepared
 
 SETTING = dict(steps=(50,100), sampler=10)
 GRID, AT = RESULTS/'methods-grid.json', 'openmoji'    # what was chosen, and the style that chose it
 
 # What is tried: rates, and where a word alone learns also the guidance, since 7 is much for a word of a small base
 WORDS = ('textual_inversion','dreamstyler','inst_port')
-RATES = dict(full=(1e-4,2e-4), lora=(5e-4,1e-3,2e-3), svdiff=(5e-3,2e-2), custom_diffusion=(1e-4,2e-4,5e-4),
-             hypernetwork=(5e-4,1e-3), dreamartist=(5e-4,2e-3), specialist_reconstruction=(1e-4,2e-4),
-             styledrop_port=(5e-4,2e-3), pivotal=(5e-4,1e-3), textual_inversion=(5e-4,2e-3), dreamstyler=(5e-4,2e-3),
-             inst_port=(3e-4,1e-3))
+RATES = dict(full=(1e-4,2e-4), lora=(5e-4,1e-3,2e-3,4e-3), svdiff=(5e-3,1e-2,2e-2),
+             custom_diffusion=(1e-4,2e-4,5e-4,1e-3,2e-3), hypernetwork=(2e-4,5e-4,1e-3), dreamartist=(1e-4,5e-4,2e-3),
+             specialist_reconstruction=(1e-4,2e-4), styledrop_port=(5e-4,2e-3,5e-3,1e-2), pivotal=(2e-4,5e-4,1e-3),
+             textual_inversion=(5e-4,1e-3,2e-3), dreamstyler=(5e-4,1e-3,2e-3), inst_port=(3e-5,1e-4,3e-4,1e-3))
 GUIDANCE = (3.,7.)
 ONE = ('styledrop_port','dreamartist','dreamstyler','inst_port')   # defined on one picture
 
@@ -83,4 +89,29 @@ def sheet(found, seed=0, each=8):
     rows += [(m, found.images(arm(m), seed, found.chosen[arm(m)])) for m in RATES if (arm(m),seed) in found.done]
     return gridded([asked[i].text for i in places], [(n, [ims[i] for i in places]) for n,ims in rows if ims])
 
-if __name__=='__main__': command(__doc__, study, 'methods-', grid, sheet)
+def passes(recipe, base):
+    "Pictures that pass the net in a step, for each that is trained on; counted."
+    recipe, acc = accelerator_for(replace(settled(recipe, base), precision='no'), (), '.', 'cpu')
+    with TemporaryDirectory() as latents:
+        trainer, seen = prepared(base.own(), recipe, 0, acc, latents), []
+        trainer.base.net.register_forward_pre_hook(lambda _, args: seen.append(len(args[0])))
+        trainer.step()
+    return sum(seen)/(recipe.batch*len(recipe.bindings))
+
+def costs(found):
+    "What each method trains, how often the net is asked, how long a step takes and how large its file is."
+    rows, base = [], found.bench.loaded
+    for arm in [f'{m} mixed {prior}' for m in RATES for prior in ('none','aux people')]:
+        runs = [found.run_folder(*c) for c in found.done if c[0]==arm]
+        if not runs: continue
+        recipe, ends = found.recipes[arm], [Run(f).log[-1] for f in runs]
+        rows.append(dict(arm=arm, numbers=sum(p.numel() for p in trained(on_bones(base, recipe.method)).values()),
+                         passes=passes(recipe, base), seconds=statistics.median(e['seconds']/e['step'] for e in ends),
+                         bytes=(runs[0]/'weights'/'tuned.safetensors').stat().st_size))
+    return pd.DataFrame(rows).round(4)
+
+def more(found, at):
+    sheet(found).quantize(64).save(f'{at}.png', optimize=True)
+    costs(found).to_csv(f'{at}-costs.csv', index=False)
+
+if __name__=='__main__': command(__doc__, study, 'methods-', grid, more)

@@ -19,7 +19,7 @@ from ..pictures.prompts import Prompt, style_prompt
 
 # %% ../../nbs/judging/06_drift.ipynb #938ca02d
 LEAST = 4     # prompts that drift needs
-EACH = 12     # prompts of the class, of people and of things, unless told otherwise
+EACH = 10     # prompts of the class, of people and of things, unless told otherwise
 ELSEWHERE = ('drift','class_drift','leak','class_leak','diversity_elsewhere')   # of `METRICS`
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def elsewhere(
     def some(k): return [p for who in (True, False, None) for p in [p for p in prompts if p.people is who][:k]]
     plain, flagged = some(n), any(p.people is not None for p in prompts)
     if len(plain)<LEAST: raise StyleboostError(
-        f'Drift needs {LEAST} prompts, better 24, half of them asking for people, and has {len(plain)}; give more, or '
+        f'Drift needs {LEAST} prompts, better 20, half of them asking for people, and has {len(plain)}; give more, or '
         'leave drift out.')
     named = some(max(1, n//2) if flagged else n)
     return Elsewhere(tuple(Prompt(style_prompt(p.text, ''), p.people) for p in named),

@@ -401,6 +401,7 @@ def _carry_out(self:Study, ray, gpus, progress):
         ready = self.learned
         try:
             self._examine_fixed(base)
+            bar.unpause()               # what is done once is no measure of the cells
             do(first_half, [c for c in self.cells if c not in ready], FIRST)
             ready = self.learned
             self._note_choice(ready)

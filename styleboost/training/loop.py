@@ -111,11 +111,12 @@ def agree(self:Trainer, stop, stopped, asked)->tuple:
 @patch
 def follow(self:Trainer, run, snapshots, every, watch, preview, trackers, bar, interrupted)->bool:
     "Steps until the recipe is carried out; says whether it was."
-    recipe, first = self.recipe, self.acc.is_main_process
+    recipe, first, begun = self.recipe, self.acc.is_main_process, self.done
     rate, names = _rates(recipe), _names(recipe)
     while self.done<recipe.steps:
         self.stepper.rate(recipe.lr*rate(self.done))
         with explained_memory(recipe, f'at step {self.done+1}'): self.step()
+        if self.done==begun+1: bar.unpause()      # the first step is slow and no measure of the others
         bar.update()
         if self.done in snapshots: self.snap(run)
         logged = self.done%every==0 or self.done==recipe.steps
