@@ -176,7 +176,7 @@ def test_weights_of_another_rank_or_method_are_refused(fresh, refused):
 
 def test_an_adapter_suggests_its_own_learning_rate_and_full_leaves_it_to_the_base(base):
     of = lambda b, name='lora', **kw: settled(Recipe('test', (), method=name, **kw), b).lr
-    assert (of(base), of(full_size()))==(1e-3, 1e-4)
+    assert (of(base), of(full_size()))==(2e-3, 1e-4) and (of(base, 'loha'), of(full_size(), 'loha'))==(of(base, 'rslora'), of(full_size(), 'rslora'))==(1e-3, 1e-4)
     assert method('full').defaults(base)==dict(steps=100) and method('full').defaults(full_size())=={} and of(base, 'full')==base.family.defaults(base)['lr'] and of(base, lr=7.)==7
 
 # training

@@ -176,8 +176,9 @@ def test_what_is_no_setting_is_refused_with_those_there_are(refused, given, word
 def test_a_recipe_refuses_a_setting_that_neither_it_nor_its_method_has(recipe, refused):
     with refused("'warp'", 'vectors', 'init', 'steps'): recipe(warp=9)
 
-def test_a_large_base_takes_the_rate_of_the_example(base, recipe):
-    assert settled(recipe(lr=None), base).lr==2e-3 and settled(recipe(lr=None), blank('sd1', full=True, device='meta')).lr==5e-4
+def test_the_rate_is_that_of_the_example_and_a_small_base_stops_early(base, recipe):
+    small, large = (settled(recipe(lr=None, steps=None), b) for b in (base, blank('sd1', full=True, device='meta')))
+    assert (small.lr, small.steps, large.lr)==(5e-4, 50, 5e-4) and large.steps>50
 
 # two words
 

@@ -17,7 +17,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 
 from ..bases.base import Base
 from ..core import StyleboostError
-from .method import Layout, Method, from_seed, state
+from .method import Layout, Method, from_seed, is_small, state
 from .strength import asked_like, between
 
 # %% ../../nbs/methods/01_adapters.ipynb #40af26ab
@@ -111,7 +111,7 @@ def merge(self:Adapter, base)->Base:
 @patch
 def defaults(self:Adapter, base)->dict:
     "A rate that suits so few numbers."
-    return dict(lr=1e-3 if sum(p.numel() for p in base.net.parameters())<100e6 else 1e-4)
+    return dict(lr=1e-3 if is_small(base) else 1e-4)
 
 # %% ../../nbs/methods/01_adapters.ipynb #fa9cfa03
 @dataclass(frozen=True, kw_only=True)
@@ -130,10 +130,15 @@ class Lora(Scaled):
     "Hu et al. 2022."
     name, config, variant = 'lora', 'LoraConfig', {}
     travels = r'\.lora_B\.'
+    def defaults(self, base):
+        "The grid's choice on a small base."
+        return dict(lr=2e-3, steps=100) if is_small(base) else super().defaults(base)
     def settings_of_peft(self): return dict(r=self.rank, lora_alpha=self.alpha or self.rank, **self.variant)
 
 class Dora(Lora): name, variant, travels = 'dora', dict(use_dora=True), ''
-class RsLora(Lora): name, variant = 'rslora', dict(use_rslora=True)
+class RsLora(Lora):
+    name, variant = 'rslora', dict(use_rslora=True)
+    def defaults(self, base): return Adapter.defaults(self, base)    # it scales by √rank in place of 1
 class Loha(Scaled): name, config, travels = 'loha', 'LoHaConfig', r'\.hada_w2_b$'
 class Lokr(Scaled): name, config, travels = 'lokr', 'LoKrConfig', r'\.lokr_w1(_a)?$'
 class Gralora(Scaled): name, config, convolutions = 'gralora', 'GraloraConfig', False

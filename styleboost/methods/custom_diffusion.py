@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..core import StyleboostError
 from .hypernetwork import prompt_layers
-from .method import View, trained
+from .method import View, is_small, trained
 from .textual_inversion import TextualInversion, tables
 
 # %% ../../nbs/methods/06_custom_diffusion.ipynb #d05f2afe
@@ -98,7 +98,7 @@ class CustomDiffusion(TextualInversion):
         return [dict(params=layers, times=1.), dict(params=rows, times=1., weight_decay=0.)]
     def defaults(self, base):
         "The released code trains at 1e-5 times what a step sees; a small base takes more."
-        return dict(lr=2e-4 if sum(p.numel() for p in base.net.parameters())<100e6 else 4e-5)
+        return dict(lr=2e-3, steps=100) if is_small(base) else dict(lr=4e-5)
 
 # %% ../../nbs/methods/06_custom_diffusion.ipynb #691d1896
 @patch

@@ -14,7 +14,7 @@ from fastcore.basics import patch
 
 from ..bases.sampling import Term, guided
 from ..core import StyleboostError
-from .method import Layout
+from .method import Layout, is_small
 from .textual_inversion import TextualInversion, embedding_of, tables
 
 # %% ../../nbs/methods/08_dreamartist.ipynb #72d95106
@@ -64,8 +64,8 @@ class DreamArtist(TextualInversion):
         away = [negative if a==t else f'{a}, {negative}' if negative else a for a,t in zip(turned, texts)]
         return [Term(guidance, texts), Term(1-guidance, away)]
     def defaults(self, base):
-        small = sum(p.numel() for p in base.net.parameters())<100e6
-        return dict(lr=2e-3 if small else 2.5e-3, guidance=self.scale)
+        rate = dict(lr=5e-4, steps=50) if is_small(base) else dict(lr=2.5e-3)
+        return dict(rate, guidance=self.scale)
 
 # %% ../../nbs/methods/08_dreamartist.ipynb #c655d1ed
 @patch

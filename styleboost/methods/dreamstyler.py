@@ -13,7 +13,7 @@ from fastcore.basics import patch
 
 from ..bases.sampling import Term, guided
 from ..core import StyleboostError
-from .method import Layout
+from .method import Layout, is_small
 from .textual_inversion import TextualInversion, embedding_of, tables
 
 # %% ../../nbs/methods/07_dreamstyler.ipynb #42be854b
@@ -39,6 +39,9 @@ class DreamStyler(TextualInversion):
             raise StyleboostError(f'{base.name} has no {LEVELS} levels of noise to divide into stages; '
                                   'choose textual_inversion.')
         return super().attach(base, seed)
+    def defaults(self, base):
+        "As a word of one stage; on a small base the grid's choice."
+        return dict(lr=1e-3, steps=100) if is_small(base) else super().defaults(base)
     def names(self, word):
         return [f'<{word}-T{s}-{i}>' for s in range(self.stages) for i in range(self.vectors)]
     def spell(self, text, t=None, picture=None):

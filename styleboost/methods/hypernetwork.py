@@ -14,7 +14,7 @@ from fastcore.basics import patch
 from torch import nn
 
 from ..core import StyleboostError
-from .method import Method, from_seed, switched_off
+from .method import Method, from_seed, is_small, switched_off
 
 # %% ../../nbs/methods/04_hypernetwork.ipynb #e492f507
 ACTIVATIONS = dict(linear=lambda x: x, relu=F.relu, leakyrelu=F.leaky_relu, elu=F.elu, swish=F.silu, tanh=torch.tanh,
@@ -95,4 +95,4 @@ def plain(self:Hypernetwork, base):
 @patch
 def defaults(self:Hypernetwork, base)->dict:
     "A rate that suits the base."
-    return dict(lr=1e-3 if sum(p.numel() for p in base.net.parameters())<100e6 else 1e-5)
+    return dict(lr=5e-4, steps=100) if is_small(base) else dict(lr=1e-5)

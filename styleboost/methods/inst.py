@@ -19,7 +19,7 @@ from transformers import CLIPVisionModelWithProjection
 from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
 
 from ..core import StyleboostError, first_line, quiet
-from .method import Method, from_seed
+from .method import Method, from_seed, is_small
 from .specialist import Eye
 from .textual_inversion import NewRows, TextualInversion, add_words, embedding_of, tables
 from ..pictures.tensors import to_tensor
@@ -98,8 +98,8 @@ class InST(Method):
         return tuple(f'{n}.faces' for n,m in named if isinstance(m, Mapped))
     def merge(self, base): return TextualInversion.merge(self, base)
     def defaults(self, base):
-        "The released code trains at 1e-4; a small base takes more."
-        return dict(lr=1e-3 if sum(p.numel() for p in base.net.parameters())<100e6 else 1e-4)
+        "The released code trains at 1e-4; on a small base that is too strong for its one layer."
+        return dict(lr=3e-5, steps=50) if is_small(base) else dict(lr=1e-4)
 
 # %% ../../nbs/methods/12_inst.ipynb #bc3b1c9f
 @patch

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 
 from ..core import StyleboostError
 from .adapters import KOHYA, LORA, Lora
-from .method import trained
+from .method import is_small, trained
 from .textual_inversion import READ, TextualInversion, embedding_tensors, tables
 
 # %% ../../nbs/methods/13_pivotal.ipynb #f34b25e0
@@ -34,6 +34,9 @@ class Pivotal(Lora, TextualInversion):
         own = {id(p) for p in rows}
         layers = [p for p in trained(base).values() if id(p) not in own]
         return [dict(params=layers, times=1.), dict(params=rows, times=self.faster, weight_decay=0.)]
+    def defaults(self, base):
+        "As the LoRA; on a small base the grid's choice."
+        return dict(lr=5e-4, steps=50) if is_small(base) else super().defaults(base)
     def merge(self, base): return TextualInversion.merge(self, super().merge(base))
 
 # %% ../../nbs/methods/13_pivotal.ipynb #7237ced9

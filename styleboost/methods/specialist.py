@@ -18,7 +18,7 @@ from torch import nn
 
 from ..bases.base import exact
 from ..core import StyleboostError, note
-from .method import Full, from_seed
+from .method import Full, from_seed, is_small
 
 # %% ../../nbs/methods/11_specialist.ipynb #06939520
 def _sharp(im): return ImageEnhance.Sharpness(im).enhance(3)
@@ -138,7 +138,7 @@ class Specialist(Full):
                                    for v in views for e,f in EDITS.items() for k in turns]
     def defaults(self, base):
         "The released code trains at 1e-5; a small base takes the rate of full fine-tuning."
-        return {} if sum(p.numel() for p in base.net.parameters())<100e6 else dict(lr=1e-5)
+        return dict(steps=50) if is_small(base) else dict(lr=1e-5)
 
 # %% ../../nbs/methods/11_specialist.ipynb #8f1fe5d2
 @patch

@@ -15,7 +15,7 @@ from torch import nn
 
 from ..bases.sampling import Term
 from ..core import StyleboostError
-from .method import Method, from_seed, switched_off
+from .method import Method, from_seed, is_small, switched_off
 
 # %% ../../nbs/methods/10_styledrop.ipynb #d04846a7
 class Bottleneck(nn.Module):
@@ -88,4 +88,4 @@ def plain(self:StyleDrop, base):
 @patch
 def defaults(self:StyleDrop, base)->dict:
     "The paper trains at 3e-5; a small base takes more."
-    return dict(lr=2e-3 if sum(p.numel() for p in base.net.parameters())<100e6 else 3e-5)
+    return dict(lr=1e-2, steps=100) if is_small(base) else dict(lr=3e-5)

@@ -13,7 +13,7 @@ from fastcore.basics import patch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from .method import Method, switched_off
+from .method import Method, is_small, switched_off
 
 # %% ../../nbs/methods/05_svdiff.ipynb #d9e2d64b
 class Shift(nn.Module):
@@ -90,7 +90,7 @@ def merge(self:SVDiff, base):
 @patch
 def defaults(self:SVDiff, base)->dict:
     "A rate that suits the base: a thousand times that of full fine-tuning."
-    return dict(lr=2e-2 if sum(p.numel() for p in base.net.parameters())<100e6 else 1e-3)
+    return dict(lr=1e-2, steps=100) if is_small(base) else dict(lr=1e-3)
 
 # %% ../../nbs/methods/05_svdiff.ipynb #b3a0df69
 def combined(

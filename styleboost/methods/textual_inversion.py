@@ -13,7 +13,7 @@ import torch
 from torch import nn
 
 from ..core import StyleboostError
-from .method import Layout, Method, trained
+from .method import Layout, Method, is_small, trained
 
 # %% ../../nbs/methods/02_textual_inversion.ipynb #a50bce1b
 class NewRows(nn.Module):
@@ -93,8 +93,8 @@ class TextualInversion(Method):
         "A row has no weights that ought to be small."
         return [dict(params=list(trained(base).values()), times=1., weight_decay=0.)]
     def defaults(self, base):
-        "diffusers' example trains at 5e-4; a small base takes more."
-        return dict(lr=2e-3 if sum(p.numel() for p in base.net.parameters())<100e6 else 5e-4)
+        "diffusers' example trains at 5e-4, and so does a small base, where more steps make the word too strong."
+        return dict(lr=5e-4, steps=50) if is_small(base) else dict(lr=5e-4)
     def merge(self, base):
         for encoder in base.reader.encoders.values():
             encoder.set_input_embeddings(encoder.get_input_embeddings().plain())

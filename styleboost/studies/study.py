@@ -403,8 +403,7 @@ def _carry_out(self:Study, ray, gpus, progress):
             self._examine_fixed(base)
             bar.unpause()               # what is done once is no measure of the cells
             do(first_half, [c for c in self.cells if c not in ready], FIRST)
-            ready = self.learned
-            self._note_choice(ready)
+            self._note_choice(ready := self.learned)
             bar.n = self._work_done()   # a choice that moved makes test prompts to be drawn again
             do(second_half, self._second_halves(ready), SECOND)
         except (KeyboardInterrupt, SystemExit):
