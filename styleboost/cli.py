@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['app', 'console', 'RECIPE', 'METHOD', 'MEMORY', 'SAMPLES', 'DEVICE', 'OPTIONS', 'Ema', 'Strength', 'Ref', 'RecipeFile',
-           'Memory', 'Settings', 'Prior', 'Preset', 'AuxCount', 'Snapshots', 'Encoder', 'Priors', 'Arms', 'Checkpoints',
-           'Strengths', 'Drift', 'say', 'option', 'takes', 'demo', 'train', 'plan', 'sample', 'export', 'score',
-           'check', 'suggest', 'compare', 'env', 'main']
+           'Memory', 'Settings', 'Prior', 'Preset', 'AuxCount', 'Snapshots', 'Mix', 'Encoder', 'Priors', 'Arms',
+           'Checkpoints', 'Strengths', 'Drift', 'say', 'option', 'takes', 'demo', 'train', 'plan', 'sample', 'export',
+           'score', 'check', 'suggest', 'compare', 'env', 'main']
 
 # %% ../nbs/91_cli.ipynb #42281822
 import json, logging, math, os, re, sys, textwrap, tomllib
@@ -445,6 +445,26 @@ def _model(name, at=None, device=None, lora=None, strength=1., ema=None):
         f'--strength goes with a run or with --lora, and {name} is a base alone; leave it out.')
     return load_base(name, device)
 
+# %% ../nbs/91_cli.ipynb #99e575d5
+Mix = Annotated[Optional[list[str]], typer.Option(
+    metavar='RUN=STRENGTH', help='Another run of the same base, to draw with both; may be given several times.')]
+
+def _mixed(model, mix, device):
+    "A run mixed with others, if any; each is text: a folder, an equals sign and a strength."
+    if not mix: return model
+    from styleboost.devices import pick_device
+    from styleboost.training.mix import mixed
+    from styleboost.training.runs import Run
+    if not isinstance(model, Run): raise StyleboostError('--mix goes with a run, and what is drawn with is a base.')
+    others = []
+    for text in mix:
+        folder, _, strength = text.rpartition('=')
+        try: strength = float(strength)
+        except ValueError as e:
+            raise StyleboostError(f'--mix is {text!r}; write a run and a strength, such as other=0.5.') from e
+        others.append(Run(folder, strength=strength))
+    return mixed([model, *others], pick_device(device))
+
 # %% ../nbs/91_cli.ipynb #1e7e50ac
 def _size(text):
     "Height and width, from text."
@@ -495,6 +515,7 @@ def sample(
     lora:Annotated[Optional[Path], typer.Option(
         help='A LoRA file for a base, of kohya, diffusers or peft; its own words go into the prompt.')]=None,
     strength:Strength=1.,
+    mix:Mix=None,
     literal:Annotated[bool, typer.Option('--literal', help='Put nothing before the prompts of a run.')]=False,
     size:Annotated[Optional[str], typer.Option(
         help='Pixels of a side, or WIDTHxHEIGHT; the base\'s own unless given.')]=None,
@@ -503,17 +524,16 @@ def sample(
 ):
     "Draw pictures."
     from styleboost.bases.sampling import sample
-    sheet = _check_sample(prompt, prompts, n, out, grid)
-    shape, device = size and _size(size), said.get('device')
+    sheet, device = _check_sample(prompt, prompts, n, out, grid), said.get('device')
     asked = [p for p in (read_prompts(prompts) if prompts else [Prompt(prompt)]) for _ in range(n)]
-    texts, drawing = [p.text for p in asked], _model(model, at, device, lora, strength, ema)
-    ims = sample(drawing, texts, seed, steps, guidance, scheduler, negative, size=shape, device=device, raw=literal,
-                 progress=True)
+    drawing = _mixed(_model(model, at, device, lora, strength, ema), mix, device)
+    ims = sample(drawing, [p.text for p in asked], seed, steps, guidance, scheduler, negative,
+                 size=size and _size(size), device=device, raw=literal, progress=True)
     drawn(ims, asked, seed).save(out)
     say(f'{len(ims)} pictures are in {out}')
-    if not sheet: return
-    with whole(sheet) as part: _grid(ims, asked, n, seed).save(part)
-    say(f'They are all in {sheet}')
+    if sheet:
+        with whole(sheet) as part: _grid(ims, asked, n, seed).save(part)
+        say(f'They are all in {sheet}')
 
 # %% ../nbs/91_cli.ipynb #9e699d6b
 @app.command()

@@ -31,7 +31,7 @@ OPTIONS = dict(
           '--accumulate --buckets --latents --snapshots --checkpoint --seed --tracker --resume --sample-prompts '
           '--sample-every --no-samples --device',
     sample='--out --prompt --prompts --n --seed --steps --guidance --scheduler --negative --at --size --grid --lora '
-           '--strength --ema --literal --device',
+           '--strength --mix --ema --literal --device',
     plan='--base --memory --method --rank --targets --text-encoder --no-text-encoder --prior --set --resolution '
          '--batch --precision --checkpointing --optimizer --fused-backward --weights --accumulate --processes --device',
     score='--reference --prompts --ref --untouched --drift --others --encoder --out --literal',     # which `sample` has
@@ -522,7 +522,8 @@ def test_a_strength_of_nought_draws_what_the_base_draws_and_one_what_the_run_dra
     asked = ['--prompt', 'a dog']
     run = drew('run', strong, *asked)
     assert drew('one', strong, *asked, '--strength', 1)==run!=drew('half', strong, *asked, '--strength', .5)
-    assert drew('nought', strong, *asked, '--strength', 0)==drew('base', 'tiny', '--prompt', 'a photo of zwx style, a dog')
+    assert drew('unmixed', strong, *asked, '--strength', 0, '--mix', f'{strong}=0')==drew('nought', strong, *asked, '--strength', 0)!=drew('mixed', strong, *asked, '--strength', 0, '--mix', f'{strong}=1')
+    assert drew('again', strong, *asked, '--strength', 0)==drew('base', 'tiny', '--prompt', 'a photo of zwx style, a dog')
     assert drew('literal', strong, *asked, '--literal')==drew('plain', strong, '--prompt', 'a dog', '--literal')!=run
 
 def test_a_lora_file_is_drawn_with_and_exported_at_a_strength(strong, tmp_path):
@@ -646,6 +647,9 @@ BAD = {
     'a base at a step': (['sample', 'tiny', '--at', '1', '--prompt', 'x', '--out', '{tmp}/out'], '--at'),
     'a strength beyond its range': (['sample', '{here}/run', '--strength', '2', '--prompt', 'x', '--out', '{tmp}/out'], 'The strength is 2'),
     'an export at a strength of nought': (['export', '{here}/run', '--strength', '0', '--out', '{tmp}/out'], 'nothing to export'),
+    'a mix with a base': ([*SAMPLE, '--mix', '{here}/run=1'], '--mix goes with'),
+    'a mix without a strength': (['sample', '{here}/run', '--mix', '{here}/run', '--prompt', 'x', '--out', '{tmp}/out'], 'a run and a strength'),
+    'a mix with no run': (['sample', '{here}/run', '--mix', '{tmp}/gone=1', '--prompt', 'x', '--out', '{tmp}/out'], 'is no run'),
     'a strength of a base': ([*SAMPLE, '--strength', '0.5'], '--strength goes with'),
     'a LoRA that is not there': ([*SAMPLE, '--lora', '{tmp}/gone.safetensors'], 'There is no LoRA'),
     'a LoRA on a run': (['sample', '{here}/run', '--lora', '{tmp}/x.safetensors', '--prompt', 'x', '--out', '{tmp}/out'], '--lora goes with a base'),
