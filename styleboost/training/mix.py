@@ -15,7 +15,6 @@ from ..bases.load import load_base
 from ..core import StyleboostError
 from ..methods.method import Full, frozen
 from ..methods.strength import asked_like
-from .runs import Run
 
 # %% ../../nbs/training/06a_mix.ipynb #ea461b30
 def _weights(base): return {(part,k):v for part,m in base.learning.items() for k,v in m.state_dict().items()}
