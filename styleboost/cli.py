@@ -706,13 +706,13 @@ def _sets(words):
 @app.command()
 def check(
     folders:Annotated[Optional[list[str]], typer.Argument(
-        metavar='[NAME=]DIR...', help='Folders with pictures, or world:NAME. The names ref, aux and reference are '
-        'known: what it means that two of them share a picture is said.')]=None,
+        metavar='[NAME=]DIR...', help='Folders with pictures, or world:NAME. It knows the names ref, aux and '
+        'reference, and says what it means when two of them share a picture.')]=None,
     ref:Annotated[Optional[str], typer.Option(help='The same as ref=DIR.')]=None,
     prior:Annotated[Optional[str], typer.Option('--prior', '--aux', help='The same as aux=DIR.')]=None,
     reference:Annotated[Optional[str], typer.Option(help='The same as reference=DIR.')]=None,
     prompts:Annotated[Optional[Path], typer.Option(
-        help='Prompts that will be asked for: none of them should be the caption of what is trained on.')]=None,
+        help='Prompts that you will ask for. None of them should be the caption of a training picture.')]=None,
     resolution:Annotated[int, typer.Option(help='Pixels of the training square.')]=64,
     encoder:Annotated[Optional[str], typer.Option(
         help='An encoder that looks for copies too, such as a folder with a CLIP model.')]=None,

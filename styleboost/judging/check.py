@@ -221,7 +221,7 @@ def _mix_found(name, pics):
     people = sum(flags)
     if len(flags)>3 and not .2*len(flags)<=people<=.8*len(flags):
         who = f'{people} of {len(flags)} pictures show' if people else f'none of {len(flags)} pictures shows'
-        said = f'{name}: {who} people; what is learnt from such a set is poor in the other kind.'
+        said = f'{name}: {who} people; a model that learns from such a set draws the other kind poorly.'
         out.append(Finding('mix', said, []))
     if len(flags)<len(pics): out.append(Finding(
         'mix', f'{name}: {len(pics)-len(flags)} of {len(pics)} pictures do not say whether they show people, so the '

@@ -45,7 +45,7 @@ def _check_reference(r, own):
 def style_similarity(
     images,     # pictures, or their style vectors (n, s)
     reference,  # pictures of the style, two or more, or their style vectors
-    judge=None,
+    judge=None,  # an `Encoder`, or what `load_encoder` takes; the embedded one unless given
 )->torch.Tensor: # (n,), 1 where a picture is as near as the reference's own are on average
     "How near each picture is to the style of a reference."
     x, r = (i if isinstance(i, torch.Tensor) and i.ndim==2 else style_vectors(i, judge) for i in (images, reference))

@@ -227,8 +227,12 @@ def png(
 WRITING = 12  # pixels of a line of words
 
 def _lines_below(text, size):
-    "Words for below a picture, in two lines at most."
-    return textwrap.wrap(text, max(size//5, 8), max_lines=2, placeholder='…')
+    "Words for below a picture, in two lines at most, as wide as it is."
+    font = ImageFont.load_default(WRITING-2)
+    for width in range(max(size//3, 8), 3, -1):
+        lines = textwrap.wrap(text, width, max_lines=2, placeholder='…')
+        if all(font.getlength(line)<=size for line in lines): break
+    return lines
 
 def contact_sheet(
     images:Sequence,  # pictures of any size

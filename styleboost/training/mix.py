@@ -40,7 +40,7 @@ def _one_base(runs):
 @torch.no_grad()
 def mixed(
     runs:list,         # of `Run`, each at its strength: `run.at(strength=.5)`
-    device:str='cpu',
+    device:str='cpu',  # where it goes
 )->Base:               # for `sample`; asked for the styles of all, by their words
     "One model of several runs of the same base (Ilharco et al. 2023)."
     if not runs: raise StyleboostError('There are no runs to mix; give at least one.')
