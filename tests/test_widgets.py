@@ -1,5 +1,5 @@
 "Widgets without a browser: what is chosen, shown and refused, and that nothing is lost by it."
-import base64, io, json, os, re, signal, subprocess, sys, threading, types
+import base64, io, json, os, re, shlex, signal, subprocess, sys, threading, types
 from contextlib import contextmanager
 from dataclasses import replace
 from html import unescape
@@ -8,8 +8,10 @@ from pathlib import Path
 import numpy as np, pandas as pd, pytest, safetensors.torch, torch
 from PIL import Image
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from styleboost.pictures.images import ImageSet, Picture, png
+from styleboost.cli import app
 from styleboost.core import StyleboostError, log
 from styleboost.judging.suggest import suggest
 from styleboost.pictures.prompts import Prompt
@@ -396,8 +398,19 @@ def test_a_folder_is_what_training_takes_and_the_line_is_told(picker, tmp_path, 
     picker.save_folder(tmp_path/'aux')
     again = ImageSet.from_folder(tmp_path/'aux')
     assert again.people==[False,False,None] and [p.sha for p in again]==[p.sha for p in picker.images]
-    assert picker.sentence.endswith(f'styleboost train --prior {tmp_path/"aux"}')
+    assert picker.sentence.endswith(f'my-style:  styleboost train --ref my-style --prior {tmp_path/"aux"} --out {tmp_path/"aux"}-run')
     with refused('is not empty'): picker.save_folder(tmp_path/'aux')
+
+def test_the_line_that_is_told_trains(ref, pool, tmp_path):
+    style = tmp_path/'the style'                                                   # a space, and folders that say what they hold
+    for name,flag in (('people', True), ('things', False)): ref.where(flag).save(style/name)
+    p = AuxPicker(ImageSet.from_folder(style), pool, chosen=[0, 1])
+    p.save_folder(tmp_path/'my aux')
+    command, *words = shlex.split(p.sentence.split(':  ')[1])
+    assert command=='styleboost' and words[:3]==['train', '--ref', str(style)] and 'my-style' not in p.sentence
+    done = CliRunner().invoke(app, [*words, '--steps', '1', '--batch', '1', '--no-samples', '--device', 'cpu'])
+    assert done.exit_code==0, done.output
+    assert Run(tmp_path/'my aux-run').recipe
 
 @pytest.mark.parametrize('nearest, said', [(.8,''), (.5,''), (.25,'4.0 times as far'), (0,'')])
 def test_a_pool_that_is_far_from_the_style_is_said(ref, pool, nearest, said):

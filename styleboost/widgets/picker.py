@@ -5,15 +5,17 @@
 # %% auto #0
 __all__ = ['MEANINGS', 'WHO', 'FLAGS', 'Flags', 'metadata_file', 'flagged_line', 'with_flags', 'keep_flags', 'add_suggestion',
            'measured', 'scores_of', 'positions', 'far_off', 'AuxPicker', 'one_sided', 'several', 'counted',
-           'read_choice', 'hash_or_none']
+           'read_choice', 'hash_or_none', 'folder_of', 'training_line']
 
 # %% ../../nbs/widgets/01_picker.ipynb #153d5ed9
-import json, random
+import json, os, random
 from dataclasses import replace
 from collections.abc import Callable, Iterable
 from functools import partial
 from html import escape
 from pathlib import Path
+from shlex import join
+from subprocess import list2cmdline
 
 import pandas as pd
 from fastcore.basics import patch
@@ -691,11 +693,32 @@ def load(self:AuxPicker,
     return self
 
 # %% ../../nbs/widgets/01_picker.ipynb #c1290912
+def folder_of(
+    pictures,  # of a set
+)->Path:
+    "The folder that all of them were read from; None if there is no such folder."
+    folders = set()
+    for p in pictures:
+        home = Path(p.path).parent if p.path else None
+        shelved = home and p.name==f'{home.name}/{Path(p.path).name}'  # lies in `people` or `things` inside
+        folders.add(home.parent if shelved else home)
+    return folders.pop() if len(folders)==1 else None
+
+def training_line(
+    ref:Path,    # StyleRef's folder, if there is one
+    prior:Path,  # the auxiliary pictures' folder
+)->str:
+    "The command that trains with a folder, as you can paste it."
+    typed = [str(ref or 'my-style'), '--prior', str(prior), '--out', f'{prior}-run']
+    return 'styleboost train --ref '+(list2cmdline(typed) if os.name=='nt' else join(typed))
+
 @patch
 def save_folder(self:AuxPicker,
     path:str|Path,  # a folder that is empty or does not exist
 ):
     "Writes the chosen pictures, with what is known of them, into a folder."
     if not self._chosen: raise StyleboostError('Nothing is chosen yet; click some pictures first.')
-    folder = self.images.save(path)
-    self.say(f'{len(self._chosen)} pictures are in {folder}. Train with them:  styleboost train --prior {folder}')
+    folder, ref = self.images.save(path), folder_of(self.style)
+    placeholder = '' if ref else ', with your style\'s folder in place of my-style'
+    self.say(f'{len(self._chosen)} pictures are in {folder}. Train with them{placeholder}:  '
+             f'{training_line(ref, folder)}')
