@@ -12,7 +12,9 @@ from lab import CHROMIUM, Kernel, chromium, eventually, jupyterlab, open_and_run
 if not CHROMIUM: pytest.skip('Chromium is not installed; `apt-get install chromium` brings it', allow_module_level=True)
 
 CELLS = ['''
+from dataclasses import replace
 from pathlib import Path
+from styleboost.pictures.images import ImageSet
 from styleboost.bases.load import load_base
 from styleboost.training.recipes import no_prior
 from styleboost.widgets.picker import AuxPicker
@@ -20,7 +22,8 @@ from styleboost.widgets.compare import Compare
 from styleboost.widgets.monitor import TrainingMonitor
 from styleboost.pictures.world import pool, style_ref, prompts
 base = load_base('tiny')
-picker = AuxPicker(style_ref(people=3, things=3), pool('people')[:30]+pool('things')[:30], page=24)
+style = ImageSet([replace(p, guessed=True) for p in style_ref()])   # the longest that stands under a picture is a guess
+picker = AuxPicker(style, pool('people')[:30]+pool('things')[:30], page=24)
 picker''', 'picker', '''
 recipe = no_prior(style_ref(people=3, things=3), steps=400, batch=1, checkpoint=400)
 monitor = TrainingMonitor(recipe, Path('run'), base=base, prompts=['woman farmer'], every=1, steps_sampled=2, lines=1, device='cpu')
@@ -61,7 +64,7 @@ def test_choosing(lab):
     playwright.expect(tiles).to_have_count(24)
     assert all(w>=32 and 5<light<255 for w,light,_ in (tiles.nth(i).evaluate(PIXELS) for i in range(24)))
     style = first.locator('.sb-strip .sb-tile:visible')
-    assert style.count()==6 and all(5<style.nth(i).evaluate(PIXELS)[1]<255 for i in range(6))
+    assert style.count()==20 and all(5<style.nth(i).evaluate(PIXELS)[1]<255 for i in range(20))
     tiles.nth(2).click(); tiles.nth(5).click()
     playwright.expect(first.locator('.sb-count')).to_contain_text('2 chosen')
     playwright.expect(second.locator('.sb-count')).to_contain_text('2 chosen')             # the second view keeps step
@@ -89,6 +92,26 @@ def test_choosing(lab):
     playwright.expect(first.locator('.sb-said.warn').first).to_contain_text('One-sided')
     assert kernel('picker.images.people')==[True]*20 and kernel('picker._filter.value')=='chosen'
     assert tiles.nth(9).bounding_box()==where                                                # a warning moves no picture
+
+HIDDEN = '''e => {
+    e.scrollIntoView({block: 'center'});
+    const on = x => { const r = x.getBoundingClientRect(); return document.elementFromPoint(r.x+r.width/2, r.y+r.height/2) };
+    return [...e.querySelectorAll('.sb-tile, .sb-flag')].filter(x => on(x)!=x || x.matches('.sb-flag') && x.scrollWidth>x.clientWidth).length }'''   # what lies under something else, or is cut
+CLIPS = '''e => { for (let n = 0; ; e = e.parentElement) { n += getComputedStyle(e).overflowY!='visible'; if (e.matches('.aux-picker')) return n } }'''
+
+def test_every_picture_of_the_style_is_seen_whatever_follows(lab):
+    page, _ = lab
+    strip = page.locator('.aux-picker').first.locator('.sb-strip')
+    try:
+        for width in (1920, 1280, 1000):                                                      # the sheets of the widgets below come after the picker's own
+            page.set_viewport_size(dict(width=width, height=800))
+            eventually(lambda: strip.evaluate(HIDDEN)==0)
+        assert strip.locator('.sb-tile').last.evaluate(CLIPS)==0                             # nothing cuts the large picture off
+    finally: page.set_viewport_size(dict(width=1280, height=800))
+
+def test_the_arrow_of_a_choice_can_be_seen_in_every_theme(lab):
+    arrow = lab[0].locator('.sb-rule select').first.evaluate('e => getComputedStyle(e).backgroundImage')
+    assert '%23808690' in arrow
 
 def test_a_picture_is_large_under_the_mouse_and_by_the_keyboard(lab):
     page, _ = lab

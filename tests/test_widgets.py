@@ -1,16 +1,21 @@
 "Widgets without a browser: what is chosen, shown and refused, and that nothing is lost by it."
-import base64, io, json, os, re, signal, subprocess, sys, threading, types
+import base64, io, json, os, re, shlex, signal, subprocess, sys, threading, types
 from contextlib import contextmanager
+from dataclasses import replace
 from html import unescape
 from pathlib import Path
 
-import numpy as np, pandas as pd, pytest, safetensors.torch
+import numpy as np, pandas as pd, pytest, safetensors.torch, torch
 from PIL import Image
 from safetensors.torch import load_file
+from typer.testing import CliRunner
 
 from styleboost.pictures.images import ImageSet, Picture, png
+from styleboost.cli import app
 from styleboost.core import StyleboostError, log
+from styleboost.judging.suggest import suggest
 from styleboost.pictures.prompts import Prompt
+from styleboost.pictures.world import pool as world_pool, style_ref
 from styleboost.bases.sampling import sample
 from styleboost.training.runs import Run
 from styleboost.training.loop import train
@@ -122,10 +127,15 @@ def test_a_rule_takes_the_best(picker, who, flags):
 def test_a_choice_is_looked_at_and_nothing_is_taken_out(picker, ref, refused):
     with refused('Nothing is chosen'): picker.check()
     picker.chosen = [1, 3, 5, 6]
-    assert {f.kind for f in picker.check()}=={'blur','mix'} and 'remarks' in picker.sentence                 # fields of colour, and 3 references
+    assert {f.kind for f in picker.check()}=={'blur','mix'} and 'remarks.' in picker.sentence                # fields of colour, and 3 references
     same = AuxPicker(ref, ImageSet([*ref, *picker.pool[:3]], 'pool'), chosen=[0, 3])
     found = same.check()
     assert [f.kind for f in found][0]=='leak' and 'hold on to the style itself' in text(same._found) and same.chosen==[0, 3] and '<img' in same._found.value
+
+def test_one_remark_is_no_remarks():
+    people, things = world_pool('people'), world_pool('things')
+    p = AuxPicker(style_ref('openmoji'), people[:2]+things[:2]+people[:1], chosen=range(5))
+    assert [f.kind for f in p.check()]==['copies'] and p.sentence=='1 remark.'
 
 def test_half_is_half_and_too_few_is_said(picker):
     picker.choose(11, 'half')
@@ -270,9 +280,11 @@ def test_a_press_corrects_a_guess_then_confirms_it_then_takes_it_back(ref, pool,
         seen.append((p.known.people[39], p.known.guessed[39], p.tiles.marks[39].description))
     assert seen==[(True,True,'● person?'), (False,False,'○ thing'), (True,False,'● person'), (True,True,'● person?')]
     assert p.chosen==[3,4,8]                                                       # it is no choice
-    p.chosen = [39]; assert '1 with people, 0 without (1 of them guessed)' in squeezed(p._status) and p.images.people==[None]
+    p.chosen = [39]; assert '1 with people, 0 without (1 of them guessed)' in squeezed(p._status) and (p.images.people, p.images.guessed)==([True],[True])
     for _ in range(2): p.tiles.marks[39].click()
-    assert p.images.people==[True] and 'guessed' not in text(p._status)
+    assert (p.images.people, p.images.guessed)==([True],[False]) and 'guessed' not in text(p._status)
+    p.tiles.marks[38].click(); p.tiles.marks[38].click(); p.tiles.marks[38].click()
+    assert p.tiles.marks[38].description=='?' and 'Nobody has said' in p.tiles.marks[38].tooltip
 
 def test_what_somebody_said_can_be_changed_too(picker, ref):
     picker.tiles.marks[0].click()
@@ -301,12 +313,43 @@ def test_flags_are_kept_beside_the_pictures_and_everything_else_stays(on_disk, r
     with refused('metadata.csv', 'people'): p.keep()
     assert not file.exists()
 
+def test_guesses_are_kept_as_guesses_and_corrections_are_none(pool, picture, tmp_path):
+    for name,set_ in (('pool', pool[:4]), ('style', pool[10:13])): ImageSet([replace(p, people=None) for p in set_], name).save(tmp_path/name)
+    read = lambda name: ImageSet.from_folder(tmp_path/name)
+    p = AuxPicker(read('style'), read('pool'))
+    p.guess()
+    assert '(3 of them guessed)' in squeezed(p._about)
+    right = list(p.known.people)
+    p.tiles.marks[0].click()                                                       # this guess was wrong
+    p.chosen = [0, 1]; p.save_folder(tmp_path/'aux'); p.save(tmp_path/'aux.json')
+    saved = read('aux')
+    assert (saved.people, saved.guessed)==([not right[0], right[1]], [False, True]) and [bool(r.get('guessed')) for r in json.loads((tmp_path/'aux.json').read_text())['pictures']]==[False, True]
+    p.keep(); assert ': 7 flags, 6 of them guessed' in p.sentence
+    kept = read('pool')
+    assert (kept.people, kept.guessed)==([not right[0], *right[1:]], [False, True, True, True]) and read('style').guessed==[True]*3
+    p.keep(); assert 'changed nothing' in p.sentence
+    q = AuxPicker(read('style'), kept)                                             # they are still guesses when they are read again
+    assert q.known.guessed.tolist()==[False, True, True, True] and q.tiles.marks[1].description.endswith('?') and '(3 of them guessed)' in squeezed(q._about)
+    q.tiles.marks[1].click(); q.keep()
+    assert (read('pool').people[1], read('pool').guessed)==(not right[1], [False, False, True, True])
+
+class Colours:
+    "An encoder whose features are a picture's mean colour; it cannot tell people."
+    name, people, embed_texts, person_line = 'colours', None, None, None
+    def features(self, images): return torch.tensor([p.open().resize((1,1)).getpixel((0,0)) for p in images])/255
+    def style_features(self, f): return f if isinstance(f, torch.Tensor) else self.features(f)
+
+def test_an_encoder_that_cannot_tell_people_guesses_nothing(ref, pool):
+    some = ImageSet([replace(p, people=None) for p in pool[:6]], 'pool')
+    p = AuxPicker(ref, some, suggest(ref, some, 2, judge=Colours()))
+    assert p.known.people.tolist()==[None]*6 and not any(p.known.guessed) and p.images.people==[None]*2
+
 def test_flags_that_cannot_be_written_are_said(on_disk, ref, refused):
     file = on_disk[0].path.parent/'metadata.jsonl'
     p = AuxPicker(ref, on_disk, page=10); p.tiles.marks[0].click()
     file.write_text('{"file_name":\n')
     with refused('not a JSON object', 'metadata.jsonl'): p.keep()
-    assert file.read_text()=='{"file_name":\n' and p.flags.said!=p.flags.own       # and nothing is lost
+    assert file.read_text()=='{"file_name":\n' and p.flags.known()!=p.flags.kept       # and nothing is lost
 
 def test_the_judge_guesses_where_nobody_has_spoken_and_nowhere_else(ref, pool):
     p = AuxPicker(ref, pool, page=40)
@@ -355,8 +398,19 @@ def test_a_folder_is_what_training_takes_and_the_line_is_told(picker, tmp_path, 
     picker.save_folder(tmp_path/'aux')
     again = ImageSet.from_folder(tmp_path/'aux')
     assert again.people==[False,False,None] and [p.sha for p in again]==[p.sha for p in picker.images]
-    assert picker.sentence.endswith(f'styleboost train --prior {tmp_path/"aux"}')
+    assert picker.sentence.endswith(f'my-style:  styleboost train --ref my-style --prior {tmp_path/"aux"} --out {tmp_path/"aux"}-run')
     with refused('is not empty'): picker.save_folder(tmp_path/'aux')
+
+def test_the_line_that_is_told_trains(ref, pool, tmp_path):
+    style = tmp_path/'the style'                                                   # a space, and folders that say what they hold
+    for name,flag in (('people', True), ('things', False)): ref.where(flag).save(style/name)
+    p = AuxPicker(ImageSet.from_folder(style), pool, chosen=[0, 1])
+    p.save_folder(tmp_path/'my aux')
+    command, *words = shlex.split(p.sentence.split(':  ')[1])
+    assert command=='styleboost' and words[:3]==['train', '--ref', str(style)] and 'my-style' not in p.sentence
+    done = CliRunner().invoke(app, [*words, '--steps', '1', '--batch', '1', '--no-samples', '--device', 'cpu'])
+    assert done.exit_code==0, done.output
+    assert Run(tmp_path/'my aux-run').recipe
 
 @pytest.mark.parametrize('nearest, said', [(.8,''), (.5,''), (.25,'4.0 times as far'), (0,'')])
 def test_a_pool_that_is_far_from_the_style_is_said(ref, pool, nearest, said):

@@ -176,7 +176,7 @@ def suggest(
         if who[best]: with_people -= 1
         else: without -= 1
     table = pd.DataFrame(dict(name=[p.name for p in pool], near=choice.near.tolist(), general=choice.general.tolist(),
-                              people=who.tolist(), style_itself=choice.itself.tolist(), score=choice.total.tolist(),
+                              people=known.people, style_itself=choice.itself.tolist(), score=choice.total.tolist(),
                               chosen=False))
     table.loc[choice.rows, 'chosen'] = True
     settings = dict(k=k, people=people, **weights, judge=judge.name, pool=pool.name, ref=ref.name, ref_hash=ref.hash)
