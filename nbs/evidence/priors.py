@@ -17,13 +17,16 @@ from styleboost.studies.study import Study
 from styleboost.training.recipes import hold, no_prior, styleboost
 
 SETTING = dict(steps=(50,100), sampler=10)
-ANCHOR = 1.   # λ of the squared distance of the weights from where they began
+# λ of the squared distance of the weights from where they began; 1 was as good as none
+ANCHOR = dict(full=100., lora=5.)
 LORA = ('none','aux-people','aux-things','suggested')   # the paper's rows that a LoRA repeats
 
-def held(ref, **kw):
+def held(ref, method, **kw):
     "Priors that hold on to the base: without pictures, and with those of `aux-people` as places to hold still."
+    kw = dict(kw, method=method)
     return {'hold-class': hold(ref, **kw), 'hold-blank': hold(ref, prompt='', **kw),
-            'hold-people': hold(ref, pool('people').sample(AUX), **kw), 'anchor': no_prior(ref, anchor=ANCHOR, **kw)}
+            'hold-people': hold(ref, pool('people').sample(AUX), **kw),
+            'anchor': no_prior(ref, anchor=ANCHOR[method], **kw)}
 
 def noises(ref, **same):
     "A LoRA with auxiliary people: trained at high noise, with fewer ranks there, both, and the other way round."

@@ -1,14 +1,11 @@
 """What the notebooks beside this file share: committed tables, and how they are shown."""
-import json, math
+import json
 
 import pandas as pd
 from IPython.display import HTML, display
 
 from ablation import RESULTS
 from styleboost.judging.metrics import METRICS
-from styleboost.showing.figures import BASE
-from styleboost.showing.front import Point, front_figure
-from styleboost.studies.comparison import paired, t_interval
 
 PAPER = pd.DataFrame([    # published distances; less is better
     ('things-only', 'StyleRef of backgrounds only, no prior', 22.804, 24.598, 34.629),
@@ -33,8 +30,8 @@ def there(names, prefix=''):
 
 def found(name):
     "Committed tables, test scores and validation curves, and what they were measured with."
-    at = RESULTS/name
-    return pd.read_csv(f'{at}-test.csv'), pd.read_csv(f'{at}-curves.csv'), json.loads((RESULTS/f'{name}.json').read_text())
+    test, curves = (pd.read_csv(RESULTS/f'{name}-{kind}.csv') for kind in ('test','curves'))
+    return test, curves, json.loads((RESULTS/f'{name}.json').read_text())
 
 def of(table, *arms): return table[table.arm.isin(arms)]
 
@@ -53,25 +50,3 @@ def show(frame, caption, i):
 def meant(metric):
     name, better, *_ = METRICS[metric]
     return f'{name} ({"more" if better=="up" else "less"} is better)'
-
-def beside(test, names, one, other, metric, group='all'):
-    "Differences of two arms, for each name that fits into what they are called; paired by seed."
-    pairs = {n: (one.format(n), other.format(n)) for n in names}
-    rows = [paired(of(test, *p), metric, group, against=p[1]).assign(arm=n) for n,p in pairs.items() if {*p}<={*test.arm}]
-    return pd.concat(rows).set_index('arm')[['value','other','difference','low','high','verdict']]
-
-def front(test, arms):
-    "Style against drift of arms by their means over seeds, and of the untouched base."
-    rows = test[(test.group=='all')&test.metric.isin(['style','drift'])&test.arm.isin([BASE, *arms])]
-    spans = {k: t_interval(r.value) for k,r in rows.groupby(['arm','metric'])}
-    def point(arm):
-        (x,*xs), (y,*ys) = spans.get((arm,'drift'), (0.,)), spans[arm,'style']
-        sure = arm!=BASE and all(map(math.isfinite, (*xs,*ys)))
-        return Point(arm, arm, x, y, tuple(xs) if sure else None, tuple(ys) if sure else None, arm!=BASE)
-    return front_figure([point(a) for a in [BASE, *arms] if (a,'style') in spans])
-
-def means(test, arms, asked):
-    "Means over seeds: a row an arm, a column a metric of a group."
-    at = test[test.arm.isin(arms)].groupby(['arm','metric','group']).value.mean()
-    named = {f'{m}, {g}' if g!='all' else m: (m,g) for m,g in asked}
-    return pd.DataFrame({n: {a: at.get((a,*of), math.nan) for a in arms if a in set(test.arm)} for n,of in named.items()})
