@@ -190,7 +190,7 @@ def write_page(
         return filled('showing/page.html', title=title, lead=lead, splits=asked, columns=columns, seeds=seeds,
             steps=steps, chosen=chosen, groups=groups_of(asked), per=PER, facts=facts, small=small,
             grain=largest//2 if small else 4, style=page_style(vote), script=page_script(vote), data=held, vote=vote)
-    sheets = sheets_within(pictures, limit-len(page({}).encode()))
+    sheets = sheets_within(pictures, limit-len(page(dict.fromkeys(pictures, '')).encode()))
     try: write_whole({path: page(sheets)})
     except OSError as e: raise StyleboostError(
         f'The page could not be written to {path} ({e.strerror}); give a file in a folder that exists and that you '
