@@ -164,6 +164,25 @@ def test_comparing(lab):
     box.get_by_role('button', name='things').click(); kernel.until('compare.group', 'things')
     playwright.expect(box.locator('.sb-labels')).to_contain_text('person 1')
 
+@pytest.mark.parametrize('width', [1280, 760])
+def test_what_is_clicked_is_seen_at_once(lab, width):
+    page, kernel = lab
+    box = page.locator('.compare')
+    stage, tile = box.locator('.st'), lambda column: box.locator('.sb-tiles').nth(column).locator('.sb-tile').nth(1)
+    page.set_viewport_size(dict(width=width, height=800))
+    try:
+        box.evaluate("e => e.scrollIntoView({block: 'start'})")
+        tile(1).click(); kernel.until('compare.pair[1]', 'none')
+        playwright.expect(stage).to_be_in_viewport(ratio=.99)
+        at = stage.bounding_box()
+        box.locator('.sb-close .widget-dropdown select').nth(1).select_option('aux'); kernel.until('compare.pair[1]', 'aux')
+        assert stage.bounding_box()==at                                                       # what is in view stays where it is
+        if width==1280: tile(2).click(); assert stage.bounding_box()==at and tile(1).bounding_box()['x']<at['x']
+        ends = stage.locator('.st-end')
+        assert all(ends.nth(i).evaluate('e => e.scrollWidth<=e.clientWidth && getComputedStyle(e).textOverflow!="ellipsis"') for i in (0,1))
+        assert stage.locator('.st-mix input').bounding_box()['width']>=96
+    finally: page.set_viewport_size(dict(width=1280, height=800))
+
 def test_the_page_works_without_a_kernel(lab, tmp_path):
     _, kernel = lab
     path = tmp_path/'page.html'
