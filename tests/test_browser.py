@@ -218,6 +218,29 @@ def test_the_page_works_without_a_kernel(lab, tmp_path):
         assert 'scale(1.5)' in top.get_attribute('style') and stage.get_attribute('data-mode')=='swipe' and faults==[]
     finally: page.close()
 
+def test_the_pages_slider_rests_where_each_arm_has_one_step(lab, tmp_path):
+    from styleboost.pictures.prompts import Prompt
+    from styleboost.pictures.world import pool
+    from styleboost.studies.results import COLUMNS
+    from styleboost.widgets.compare import Compare
+    sets, steps = dict(base=pool('planets'), none=pool('open-peeps'), aux=pool('micah')), dict(none=10, aux=20)
+    study = SimpleNamespace(folder=tmp_path/'study', arms=['none','aux'], seeds=(0,), steps=(10,20), failed={}, chosen=steps, ref=None,
+        prompts=lambda split: [Prompt(f'{split} {i}') for i in range(8)], table=lambda: pd.DataFrame(columns=COLUMNS),
+        images=lambda arm, seed=None, step=None, split='test': [p.open() for p in sets[arm][:8]] if arm=='base' or split=='validation' or step==steps[arm] else None)
+    path = Compare(study).export(tmp_path/'page.html')
+    page = lab[0].context.browser.new_page()
+    try:
+        page.goto(path.as_uri())
+        slider, best, why, gaps = (page.locator(q) for q in ('#step', '#best', '#why', 'tbody tr:visible button.no'))
+        assert slider.is_disabled() and best.is_disabled() and best.is_checked()
+        playwright.expect(why).to_have_text('test prompts are drawn at the chosen steps alone; show validation to move it')
+        page.locator('input[value=validation]').check()
+        playwright.expect(why).to_contain_text('each arm at its own step')
+        slider.fill('0'); assert not best.is_checked() and why.inner_text()=='' and page.locator('#at').inner_text()=='10'
+        page.locator('input[value=test]').check()
+        assert slider.is_disabled() and best.is_checked() and gaps.count()==0                 # back where there is one step, nothing is hatched
+    finally: page.close()
+
 def test_a_vote_on_the_page_is_a_file_that_the_study_takes(lab, tmp_path):
     from styleboost.pictures.prompts import Prompt
     from styleboost.pictures.world import pool, style_ref

@@ -30,7 +30,7 @@ from ..pictures.images import ImageSet
 from ..pictures.prompts import Prompt
 from ..pictures.sheets import gridded
 from ..showing.figures import BASE, PIXELS, TRUTH
-from ..showing.page import groups_of, number_rows, write_page
+from ..showing.page import EACH, STILL, groups_of, number_rows, still_on, write_page
 from .panels import Panel, Tiles, keeps_pixels, row, thumb
 from .stage import Stage
 from .vote import Vote
@@ -504,10 +504,10 @@ def _controls(self:Compare):
 def _tell_steps(self:Compare):
     "Says why the step slider does nothing, where it does nothing."
     s, why = self.study, ''
-    dead = self.split=='test' and 'validation' in self.asked and bool(s.chosen)
+    dead = self.split in still_on(self.asked, s.chosen)
     if len(s.steps)==1: why = f'step {s.steps[0]}, the only one that was kept'
-    elif dead: why = 'test prompts are drawn at the chosen steps alone; show validation to move it'
-    elif self.at_chosen: why = 'each arm at its own step; move the slider for one step of all'
+    elif dead: why = STILL
+    elif self.at_chosen: why = EACH
     self._step.disabled = dead
     self._why_step.value = f'<span class="soft">{why}</span>'
 
