@@ -175,7 +175,9 @@ def test_what_is_clicked_is_seen_at_once(lab, width):
         tile(1).click(); kernel.until('compare.pair[1]', 'none')
         playwright.expect(stage).to_be_in_viewport(ratio=.99)
         at = stage.bounding_box()
-        box.locator('.sb-close .widget-dropdown select').nth(1).select_option('aux'); kernel.until('compare.pair[1]', 'aux')
+        upper = box.locator('.sb-close .widget-dropdown select').nth(1)
+        playwright.expect(upper).to_have_value('none')                                        # Python's answer is here
+        upper.select_option('aux'); kernel.until('compare.pair[1]', 'aux')
         assert stage.bounding_box()==at                                                       # what is in view stays where it is
         if width==1280: tile(2).click(); assert stage.bounding_box()==at and tile(1).bounding_box()['x']<at['x']
         ends = stage.locator('.st-end')
@@ -262,6 +264,9 @@ def test_a_vote_on_the_page_is_a_file_that_the_study_takes(lab, tmp_path):
         page.locator('#blind').click()
         page.locator('#voter').fill('Anna B.'); page.locator('#voter').blur()
         shown = 'e => getComputedStyle(e).backgroundImage+getComputedStyle(e).backgroundPosition'
+        middle = lambda e: e.bounding_box()['x']+e.bounding_box()['width']/2
+        (a, b), answers = map(middle, page.locator('#vote .one').all()), page.locator('fieldset[data-q=style] button').all()
+        assert [middle(e) for e in answers]==pytest.approx([a, (a+b)/2, b], abs=2)              # under the picture that each is about
         seen = set()
         for _ in range(12):
             left, right = (page.locator('#vote .one').nth(i).evaluate(shown) for i in (0,1))

@@ -841,12 +841,24 @@ def test_compare_opens_a_vote_in_place_of_the_columns_and_shows_it_below_the_met
     assert not any(c.voted.values()) and 'by vote' not in text(c._numbers)
     panel = c.vote('anna')
     assert c._sides.layout.display=='none' and c._booth.children==(panel.widget,)
+    assert {w.layout.display for w in c._choices}=={'none'} and c._voting.description=='Back to the pictures'   # a vote has its own prompts
     prefer(panel, 'aux', 30)
-    assert c.vote() is None and c._sides.layout.display is None and c._booth.children==()
+    c._voting.click()
+    assert c._sides.layout.display is None and c._booth.children==() and c._voting.description=='Vote without names'
+    assert {w.layout.display for w in c._choices}=={None}
     assert 'more in the style, by vote' in text(c._numbers) and set(c.voted['all'])=={'base', *voted.arms}
     share = c.voted['people']['aux']['vote_style_rate']
     c.group = 'people'; assert f'{share[0]:.0%}' in text(c._numbers) and share[1]<=share[0]<=share[2]
     c.step = 100; assert 'by vote' not in text(c._numbers)                        # votes are about the chosen steps
+
+def test_the_result_stands_beside_its_button_and_so_does_why_there_is_none(voted):
+    v = Vote(voted, 'anna')
+    name = v.widget.children[1]
+    press = next(b for b in name.children if getattr(b, 'description', '')=='Result')
+    press.click(); assert 'vote' in v.sentence and v.sentence in text(name.children[-1]) and v._below.value==''
+    prefer(v, 'aux', 12)
+    press.click(); assert 'aux' in text(v._result) and v.widget.children.index(v._result)<v.widget.children.index(v._pair)
+    press.click(); assert v._result.value==''
 
 def test_votes_of_another_study_are_said_and_the_rest_is_shown(voted):
     prefer(Vote(voted, 'anna'), 'aux', 12)
