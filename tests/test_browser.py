@@ -187,6 +187,27 @@ def test_comparing(lab):
     box.get_by_role('button', name='things').click(); kernel.until('compare.group', 'things')
     playwright.expect(box.locator('.sb-labels')).to_contain_text('person 1')
 
+@pytest.mark.parametrize('width', [1280, 760])
+def test_what_is_clicked_is_seen_at_once(lab, width):
+    page, kernel = lab
+    box = page.locator('.compare')
+    stage, tile = box.locator('.st'), lambda column: box.locator('.sb-tiles').nth(column).locator('.sb-tile').nth(1)
+    page.set_viewport_size(dict(width=width, height=800))
+    try:
+        box.evaluate("e => e.scrollIntoView({block: 'start'})")
+        tile(1).click(); kernel.until('compare.pair[1]', 'none')
+        playwright.expect(stage).to_be_in_viewport(ratio=.99)
+        at = stage.bounding_box()
+        upper = box.locator('.sb-close .widget-dropdown select').nth(1)
+        playwright.expect(upper).to_have_value('none')                                        # Python's answer is here
+        upper.select_option('aux'); kernel.until('compare.pair[1]', 'aux')
+        assert stage.bounding_box()==at                                                       # what is in view stays where it is
+        if width==1280: tile(2).click(); assert stage.bounding_box()==at and tile(1).bounding_box()['x']<at['x']
+        ends = stage.locator('.st-end')
+        assert all(ends.nth(i).evaluate('e => e.scrollWidth<=e.clientWidth && getComputedStyle(e).textOverflow!="ellipsis"') for i in (0,1))
+        assert stage.locator('.st-mix input').bounding_box()['width']>=96
+    finally: page.set_viewport_size(dict(width=1280, height=800))
+
 def test_the_page_works_without_a_kernel(lab, tmp_path):
     _, kernel = lab
     path = tmp_path/'page.html'
@@ -222,6 +243,29 @@ def test_the_page_works_without_a_kernel(lab, tmp_path):
         assert 'scale(1.5)' in top.get_attribute('style') and stage.get_attribute('data-mode')=='swipe' and faults==[]
     finally: page.close()
 
+def test_the_pages_slider_rests_where_each_arm_has_one_step(lab, tmp_path):
+    from styleboost.pictures.prompts import Prompt
+    from styleboost.pictures.world import pool
+    from styleboost.studies.results import COLUMNS
+    from styleboost.widgets.compare import Compare
+    sets, steps = dict(base=pool('planets'), none=pool('open-peeps'), aux=pool('micah')), dict(none=10, aux=20)
+    study = SimpleNamespace(folder=tmp_path/'study', arms=['none','aux'], seeds=(0,), steps=(10,20), failed={}, chosen=steps, ref=None,
+        prompts=lambda split: [Prompt(f'{split} {i}') for i in range(8)], table=lambda: pd.DataFrame(columns=COLUMNS),
+        images=lambda arm, seed=None, step=None, split='test': [p.open() for p in sets[arm][:8]] if arm=='base' or split=='validation' or step==steps[arm] else None)
+    path = Compare(study).export(tmp_path/'page.html')
+    page = lab[0].context.browser.new_page()
+    try:
+        page.goto(path.as_uri())
+        slider, best, why, gaps = (page.locator(q) for q in ('#step', '#best', '#why', 'tbody tr:visible button.no'))
+        assert slider.is_disabled() and best.is_disabled() and best.is_checked()
+        playwright.expect(why).to_have_text('test prompts are drawn at the chosen steps alone; show validation to move it')
+        page.locator('input[value=validation]').check()
+        playwright.expect(why).to_contain_text('each arm at its own step')
+        slider.fill('0'); assert not best.is_checked() and why.inner_text()=='' and page.locator('#at').inner_text()=='10'
+        page.locator('input[value=test]').check()
+        assert slider.is_disabled() and best.is_checked() and gaps.count()==0                 # back where there is one step, nothing is hatched
+    finally: page.close()
+
 def test_a_vote_on_the_page_is_a_file_that_the_study_takes(lab, tmp_path):
     from styleboost.pictures.prompts import Prompt
     from styleboost.pictures.world import pool, style_ref
@@ -243,6 +287,9 @@ def test_a_vote_on_the_page_is_a_file_that_the_study_takes(lab, tmp_path):
         page.locator('#blind').click()
         page.locator('#voter').fill('Anna B.'); page.locator('#voter').blur()
         shown = 'e => getComputedStyle(e).backgroundImage+getComputedStyle(e).backgroundPosition'
+        middle = lambda e: e.bounding_box()['x']+e.bounding_box()['width']/2
+        (a, b), answers = map(middle, page.locator('#vote .one').all()), page.locator('fieldset[data-q=style] button').all()
+        assert [middle(e) for e in answers]==pytest.approx([a, (a+b)/2, b], abs=2)              # under the picture that each is about
         seen = set()
         for _ in range(12):
             left, right = (page.locator('#vote .one').nth(i).evaluate(shown) for i in (0,1))

@@ -94,6 +94,9 @@ def test_several_voters_have_a_file_each(study):
     assert {p.parent.name for p in study.folder.rglob('*.json')}=={'votes'} and votes_file(study.folder, 'anna').name=='anna.json'
     assert list(vote_standings(study).arm)==['aux','none','base'] and set(vote_numbers(study)['aux'])=={*VOTED}
 
+def test_a_result_without_votes_is_a_sentence(study, refused):
+    with refused('no votes yet'): vote_standings(study)
+
 def test_a_file_that_was_dropped_into_the_folder_counts(study):
     study.folder.mkdir()
     sent(study, study.folder/'votes-1234-anna.json', cast(study, 'anna', UP))

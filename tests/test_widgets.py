@@ -766,7 +766,7 @@ def test_a_step_slider_that_does_nothing_says_why(study):
     c.split = 'validation'; assert not c._step.disabled
     study.steps = (50,); assert 'the only one' in text(Compare(study)._why_step)
 
-def test_what_two_recipes_say_differently_stands_above_their_pictures(study, ref, pool):
+def test_what_two_recipes_say_differently_stands_below_their_pictures(study, ref, pool):
     recipes = dict(none=no_prior(ref, steps=100), aux=with_styleboost(ref, pool, n=7, steps=200))
     study.info = dict(arms={k:json.loads(json.dumps(r.to_dict())) for k,r in recipes.items()})
     c = Compare(study); c.look(0, 'none'); c.look(0, 'aux')
@@ -774,6 +774,16 @@ def test_what_two_recipes_say_differently_stands_above_their_pictures(study, ref
     assert rows['steps']==('100','200') and rows['prior pictures'][0]=='–' and '7 pictures' in rows['prior pictures'][1] and 'lr' not in rows
     assert 'steps 100 200' in squeezed(c._differs)
     c.look(0, 'base'); assert c._differs.value==''                                  # nobody trained it
+    close = c._sides.children[1].children
+    assert close.index(c._live)<close.index(c._plain)<close.index(c._differs)        # the table comes and goes, and the pair keeps its place
+
+def test_the_close_up_hangs_beside_the_columns_where_both_have_room_and_right_below_them_elsewhere(study):
+    c, other = Compare(study), Compare(study)
+    room = lambda c: int(re.search(r'min-width:(\d+)px', c._sizes.value)[1])
+    wide, other.arms = room(c), ['none','aux']
+    assert wide<=848 and room(other)<wide and '--n:5' in c._sizes.value             # 848: JupyterLab in a window of 1280 pixels
+    assert c._own!=other._own and c._own in c.widget._dom_classes and f'.sb.{c._own}' in c._sizes.value
+    assert ['sb-pictures' in w._dom_classes for w in c._sides.children]==[True, False, False] and 'sb-close' in c._sides.children[1]._dom_classes
 
 def test_a_blend_sends_one_picture(study):
     c = Compare(study)
@@ -885,12 +895,24 @@ def test_compare_opens_a_vote_in_place_of_the_columns_and_shows_it_below_the_met
     assert not any(c.voted.values()) and 'by vote' not in text(c._numbers)
     panel = c.vote('anna')
     assert c._sides.layout.display=='none' and c._booth.children==(panel.widget,)
+    assert {w.layout.display for w in c._choices}=={'none'} and c._voting.description=='Back to the pictures'   # a vote has its own prompts
     prefer(panel, 'aux', 30)
-    assert c.vote() is None and c._sides.layout.display is None and c._booth.children==()
+    c._voting.click()
+    assert c._sides.layout.display is None and c._booth.children==() and c._voting.description=='Vote without names'
+    assert {w.layout.display for w in c._choices}=={None}
     assert 'more in the style, by vote' in text(c._numbers) and set(c.voted['all'])=={'base', *voted.arms}
     share = c.voted['people']['aux']['vote_style_rate']
     c.group = 'people'; assert f'{share[0]:.0%}' in text(c._numbers) and share[1]<=share[0]<=share[2]
     c.step = 100; assert 'by vote' not in text(c._numbers)                        # votes are about the chosen steps
+
+def test_the_result_stands_beside_its_button_and_so_does_why_there_is_none(voted):
+    v = Vote(voted, 'anna')
+    name = v.widget.children[1]
+    press = next(b for b in name.children if getattr(b, 'description', '')=='Result')
+    press.click(); assert 'vote' in v.sentence and v.sentence in text(name.children[-1]) and v._below.value==''
+    prefer(v, 'aux', 12)
+    press.click(); assert 'aux' in text(v._result) and v.widget.children.index(v._result)<v.widget.children.index(v._pair)
+    press.click(); assert v._result.value==''
 
 def test_votes_of_another_study_are_said_and_the_rest_is_shown(voted):
     prefer(Vote(voted, 'anna'), 'aux', 12)

@@ -34,7 +34,17 @@ function key(c,split){
         k=D.columns[c];
     return D.fixed.includes(k)?split+'|'+k:
         [split,k,s.seed,(s.best||D.ready.includes(k))&&k in D.chosen?D.chosen[k]:s.step].join('|')}
+/* prompts that are drawn at the chosen steps alone: the slider would only take their pictures away */
+function rest(){
+    const slider=document.getElementById('step'),
+        best=document.getElementById('best'),
+        still=D.still.includes(value('split')??D.splits[0]);
+    if(!slider||!best)return;
+    slider.disabled=best.disabled=still;
+    if(still)best.checked=true;
+    document.getElementById('why').textContent=still?D.why[0]:best.checked?D.why[1]:''}
 function draw(){
+    rest();
     const s=state(),
         on=new Set($('input[name=arm]:checked').map(e=>e.value)),
         at=document.getElementById('at');

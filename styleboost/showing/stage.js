@@ -47,8 +47,8 @@ function render({model,el}){
         mix=node('label','st-mix',ends[0],slider,ends[1]),
         turn=button('Flip','Space shows the other of the two',flip);
  const bar=node('div','st-bar',
-        node('span','st-modes',...modes.map(m=>m[1])),mix,turn,
-        node('span','st-zoom',button('−','smaller',()=>zoom(1/1.5)),scale,button('+','larger',()=>zoom(1.5))));
+        node('span','st-modes',...modes.map(m=>m[1])),turn,
+        node('span','st-zoom',button('−','smaller',()=>zoom(1/1.5)),scale,button('+','larger',()=>zoom(1.5))),mix);
     bar.title=HELP;
     root.tabIndex=0;
     root.dataset.lmSuppressShortcuts='true';
@@ -159,6 +159,12 @@ function render({model,el}){
         e.preventDefault();
         e.stopPropagation();
         act()});
+ /* who clicks a picture of the panel around wants to see it: the stage comes into view, where it is not */
+    const called=e=>{
+        const tile=e.target.closest?.('.sb-tile'),
+            panel=el.closest('.sb');
+        if(tile&&panel&&panel.contains(tile))root.scrollIntoView({block:'nearest'})};
+    document.addEventListener('click',called);
  const seen=['pictures','names','mode','blend','view','hidden','pixels'];
     seen.forEach(k=>model.on('change:'+k,draw));
     model.on('change:choices',ask);
@@ -166,6 +172,7 @@ function render({model,el}){
     ask();
     put('alive',true);
     return()=>{
+        document.removeEventListener('click',called);
         seen.forEach(k=>model.off('change:'+k,draw));
         model.off('change:choices',ask)}}
 export default{render};

@@ -170,12 +170,12 @@ def counted_votes(
 )->pd.DataFrame:
     "The votes on a question that are about what the study shows today."
     votes, at, groups = votes_of(study), {**study.chosen, BASE: 0}, prompt_groups(study)
-    votes = votes[[v.question==question and group in ('all', groups[v.prompt]) for v in votes.itertuples()]]
+    votes = votes.loc[[v.question==question and group in ('all', groups[v.prompt]) for v in votes.itertuples()]]
     today = [(at.get(v.a), at.get(v.b))==(v.step_a, v.step_b) for v in votes.itertuples()]
     gone = len(votes)-sum(today)
     if gone: note(f'{study.folder.name}: {gone} of {len(votes)} votes are about pictures of other steps than the '
                   'chosen ones, and are left out.')
-    return votes[today].reset_index(drop=True)
+    return votes.loc[today].reset_index(drop=True)
 
 def vote_standings(
     study,                 # a `Study` or `Results`

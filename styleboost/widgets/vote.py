@@ -19,7 +19,7 @@ from ..showing.figures import BASE, formatted
 from ..judging.votes import A, B, TIE
 from ..studies.votes import (
     QUESTIONS, ballots, keep_votes, now, study_key, voter_name, vote_standings, votes_of)
-from .panels import Panel, row, thumb
+from .panels import Panel, thumb
 
 # %% ../../nbs/widgets/02a_vote.ipynb #7fd70ac0
 def voted_arms(
@@ -85,13 +85,18 @@ def _strip(self:Vote):
     return HTML(f'<h4>The style</h4><div class="sb-strip">{images}</div>')
 
 @patch
+def _wide(self:Vote)->dict:
+    "A layout as wide as the pair, or as three answers."
+    return dict(max_width=f'{max(2*self.size+16, 420)}px')
+
+@patch
 def _pressed(self:Vote, question, side): self.answer(question, side)
 
 @patch
 def _question(self:Vote, question):
     "A question and its three answers."
     self._buttons[question] = {s: self.button(text, partial(self._pressed, question, s)) for s,text in SIDES.items()}
-    answers = HBox(list(self._buttons[question].values()))
+    answers = HBox(list(self._buttons[question].values()), layout=self._wide())
     answers.add_class('sb-answers')
     return VBox([HTML(f'<div class="sb-asked">{QUESTIONS[question]}</div>'), answers])
 
@@ -100,12 +105,12 @@ def _build(self:Vote, voter):
     self._name = Text(voter, placeholder='your name, or nothing', continuous_update=False, layout=dict(width='220px'))
     self._told, self._asked, self._result, self._buttons = HTML(), HTML(), HTML(), {}
     self._left, self._right = Shown(format='png'), Shown(format='png')
-    sides = HBox([self._left, self._right])
+    sides = HBox([self._left, self._right], layout=self._wide())
     sides.add_class('sb-two')
     self._pair = VBox([self._asked, sides, *[self._question(q) for q in QUESTIONS]])
-    name = row('You are', self._name, self._told, self.button('Take the last back', lambda: self.undo()),
-               self.button('Skip', lambda: self.next()), self.button('Result', lambda: self._show_result()))
-    self.fill(name, self._strip(), self._pair, self._result)
+    name = self.line('You are', self._name, self._told, self.button('Take the last back', lambda: self.undo()),
+                     self.button('Skip', lambda: self.next()), self.button('Result', lambda: self._show_result()))
+    self.fill(name, self._result, self._strip(), self._pair)
     self.hear(self._name, act=self._renamed)
 
 # %% ../../nbs/widgets/02a_vote.ipynb #d5a70bd2
