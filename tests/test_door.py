@@ -44,13 +44,11 @@ def told(thing):
     _, _, below = (inspect.getdoc(thing) or '').partition('Parameters\n')
     return dict(re.findall(r'^  (\w+) +(\S.*)$', below.partition('\nReturns\n')[0], re.M))
 
-NOT_YET = dict(Compare={'title'})   # parameters that say nothing as yet; the list only gets shorter
-
 @pytest.mark.parametrize('name', NAMES)
 def test_help_says_what_each_parameter_is(name):
     found = getattr(styleboost, name)
     silent = {p for p in inspect.signature(found).parameters if p!='self'}-told(found).keys()
-    assert silent<=NOT_YET.get(name, set()) and not inspect.getdoc(found).startswith('Parameters')
+    assert not silent and not inspect.getdoc(found).startswith('Parameters')
 
 @pytest.mark.parametrize('name', ['ImageSet', 'Recipe', 'Run', 'Study'])
 def test_help_says_it_of_a_class_s_methods_too(name):

@@ -201,7 +201,7 @@ class Compare(Panel):
         arms:list=None,    # the arms shown first; all unless given
         rows:int=4,        # prompts on a page
         close:int=320,     # pixels of the close-up where the stage cannot be shown
-        title:str=None,
+        title:str=None,  # above it; how many arms are compared unless given
         metrics:tuple=SHOWN, # under the pictures
     ):
         super().__init__()
