@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['FIXED', 'VOTE', 'BACK', 'LABEL', 'LEAST', 'CLOSE', 'BETWEEN', 'opened', 'Runs', 'numbers_of', 'arm_recipe',
-           'in_texts', 'recipe_rows', 'title_of', 'value_of', 'Compare', 'seed_cell', 'wide_style', 'counted']
+           'in_texts', 'recipe_rows', 'title_of', 'value_of', 'Compare', 'seed_cell', 'wide_style']
 
 # %% ../../nbs/widgets/03_compare.ipynb #9fdcbba7
 import io
@@ -31,7 +31,7 @@ from ..pictures.prompts import Prompt
 from ..pictures.sheets import gridded
 from ..showing.figures import BASE, PIXELS, TRUTH
 from ..showing.page import EACH, STILL, groups_of, number_rows, still_on, write_page
-from .panels import Panel, Tiles, keeps_pixels, row, thumb
+from .panels import Panel, Tiles, counted, keeps_pixels, row, thumb
 from .stage import Stage
 from .vote import Vote
 
@@ -690,8 +690,6 @@ def _all_numbers(self:Compare):
     return out | {k: self._with_votes(out[k], k.split('|')[1]) for k in voted}
 
 # %% ../../nbs/widgets/03_compare.ipynb #0f91a02d
-def counted(n, what): return f'{n} {what}{"s" if n!=1 else ""}'
-
 @patch
 def _lead(self:Compare):
     "What was compared, in two sentences."

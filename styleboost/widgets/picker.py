@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['MEANINGS', 'WHO', 'FLAGS', 'Flags', 'metadata_file', 'flagged_line', 'with_flags', 'keep_flags', 'add_suggestion',
-           'measured', 'scores_of', 'positions', 'far_off', 'AuxPicker', 'one_sided', 'several', 'counted',
-           'read_choice', 'hash_or_none', 'folder_of', 'training_line']
+           'measured', 'scores_of', 'positions', 'far_off', 'AuxPicker', 'one_sided', 'several', 'read_choice',
+           'hash_or_none', 'folder_of', 'training_line']
 
 # %% ../../nbs/widgets/01_picker.ipynb #153d5ed9
 import json, os, random
@@ -27,7 +27,7 @@ from ..pictures.captions import METADATA, Names, lines_of, name_inside
 from ..pictures.images import ImageSet
 from ..pictures.sheets import labelled
 from ..judging.check import check as looked_at
-from .panels import Panel, Tiles, row, thumb
+from .panels import Panel, Tiles, counted, row, thumb
 from .stage import Shift
 
 # %% ../../nbs/widgets/01_picker.ipynb #e050f2ba
@@ -339,13 +339,6 @@ def several(
 )->str:
     "The first three names, and how many more there are."
     return ', '.join(names[:3]) + (f' and {len(names)-3} more' if len(names)>3 else '')
-
-def counted(
-    n:int,      # how many
-    thing:str,  # one of them
-)->str:
-    "How many of a thing."
-    return f'{n} {thing}' if n==1 else f'{n} {thing}s'
 
 # %% ../../nbs/widgets/01_picker.ipynb #64ef4f3f
 @patch
