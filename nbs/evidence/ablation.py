@@ -11,7 +11,9 @@ from pathlib import Path
 from styleboost.judging.metrics import SHOWN
 from styleboost.judging.suggest import suggest
 from styleboost.pictures.images import ImageSet
+from styleboost.pictures.sheets import gridded
 from styleboost.pictures.world import STYLES, pool, prompts_up_to, reference, style_ref
+from styleboost.showing.figures import BASE, TRUTH
 from styleboost.studies.study import Study
 from styleboost.studies.style import Style
 from styleboost.training.recipes import dreambooth, multi, no_prior, styleboost
@@ -90,6 +92,15 @@ def keep(found, name):
                  seconds_drawing=round(sum(s.get('draw',0) for s in spent)),
                  seconds_scoring=round(sum(s.get('score',0) for s in spent)), versions=i['versions'])
     Path(f'{at}.json').write_text(json.dumps(about, indent=1)+'\n')
+
+def sheet(found, rows, at, seed=0, each=8):
+    "Keeps pictures of some people and things among the test prompts: the artist's, the base's, and of `rows`, name -> arm."
+    asked = found.prompts('test')
+    places = sum(([i for i,p in enumerate(asked) if p.people is kind][:each] for kind in (True,False)), [])
+    drawn = [('the artist', found.images(TRUTH)), ('untouched base', found.images(BASE))]
+    drawn += [(n, found.images(a, seed, found.chosen[a])) for n,a in rows.items() if (a,seed) in found.done]
+    image = gridded([asked[i].text for i in places], [(n, [ims[i] for i in places]) for n,ims in drawn if ims])
+    image.quantize(64).save(f'{at}.png', optimize=True)
 
 def command(about, study, prefix='', grid=None, more=None):
     "The command of a page of evidence. `grid` comes before its studies, `more` keeps what else a page shows of each."

@@ -13,11 +13,10 @@ from tempfile import TemporaryDirectory
 
 import pandas as pd
 
-from ablation import AUX, RESULTS, command, style
+from ablation import AUX, RESULTS, command, sheet, style
 from styleboost.methods.method import on_bones, trained
-from styleboost.pictures.sheets import gridded
 from styleboost.pictures.world import pool, style_ref
-from styleboost.showing.figures import BASE, TRUTH
+from styleboost.showing.figures import TRUTH
 from styleboost.studies.study import Study
 from styleboost.training.recipes import no_prior, settled, with_prior
 from styleboost.training.runs import Run
@@ -81,14 +80,6 @@ def study(name, out, seeds=(0,1,2), **kw):
     "All arms on one style; nothing is trained yet."
     return Study(style(name), arms(name), Path(out)/f'methods-{name}', seeds, **dict(SETTING, **kw))
 
-def sheet(found, seed=0, each=8):
-    "Eight people and eight things of the test prompts: the artist's, the base's, each method's with auxiliary people."
-    asked, arm = found.prompts('test'), '{} mixed aux people'.format
-    places = sum(([i for i,p in enumerate(asked) if p.people is kind][:each] for kind in (True,False)), [])
-    rows = [('the artist', found.images(TRUTH)), ('untouched base', found.images(BASE))]
-    rows += [(m, found.images(arm(m), seed, found.chosen[arm(m)])) for m in RATES if (arm(m),seed) in found.done]
-    return gridded([asked[i].text for i in places], [(n, [ims[i] for i in places]) for n,ims in rows if ims])
-
 def passes(recipe, base):
     "Pictures that pass the net in a step, for each that is trained on; counted."
     recipe, acc = accelerator_for(replace(settled(recipe, base), precision='no'), (), '.', 'cpu')
@@ -111,7 +102,7 @@ def costs(found):
     return pd.DataFrame(rows).round(4)
 
 def more(found, at):
-    sheet(found).quantize(64).save(f'{at}.png', optimize=True)
+    sheet(found, {m:f'{m} mixed aux people' for m in RATES}, at)
     costs(found).to_csv(f'{at}-costs.csv', index=False)
 
 if __name__=='__main__': command(__doc__, study, 'methods-', grid, more)

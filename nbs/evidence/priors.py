@@ -9,7 +9,7 @@ Small tables go to nbs/evidence/results; the runs stay in DIR. The report holds 
 import json
 from pathlib import Path
 
-from ablation import AUX, command, core, style
+from ablation import AUX, command, core, sheet, style
 from methods import GRID
 from styleboost.methods.load import make_method
 from styleboost.pictures.world import pool, style_ref
@@ -19,7 +19,8 @@ from styleboost.training.recipes import hold, no_prior, styleboost
 SETTING = dict(steps=(50,100), sampler=10)
 # λ of the squared distance of the weights from where they began; 1 was as good as none
 ANCHOR = dict(full=100., lora=5.)
-LORA = ('none','aux-people','aux-things','suggested')   # the paper's rows that a LoRA repeats
+# The paper's rows that a LoRA repeats
+LORA = ('none','generated','aux-people','aux-things','random','suggested')
 
 def held(ref, method, **kw):
     "Priors that hold on to the base: without pictures, and with those of `aux-people` as places to hold still."
@@ -45,4 +46,9 @@ def study(name, out, seeds=(0,1,2), **kw):
     arms |= {f'full {k}':r for k,r in full.items()} | {f'lora {k}':r for k,r in lora.items()}
     return Study(style(name), arms, Path(out)/f'priors-{name}', seeds, **dict(SETTING, **kw))
 
-if __name__=='__main__': command(__doc__, study, 'priors-')
+SHOWN = [f'{m} {p}' for m in ('full','lora') for p in ('none','generated','aux-people','hold-class','hold-blank',
+                                                       'hold-people','anchor')]
+
+def more(found, at): sheet(found, {a:a for a in SHOWN}, at)
+
+if __name__=='__main__': command(__doc__, study, 'priors-', more=more)
