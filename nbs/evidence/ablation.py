@@ -6,6 +6,7 @@ leaves open.
 
 Small tables go to nbs/evidence/results, where the notebook beside this file reads them; the runs stay in DIR."""
 import argparse, json
+from itertools import product
 from pathlib import Path
 
 from styleboost.judging.metrics import SHOWN
@@ -93,9 +94,10 @@ def keep(found, name):
                  seconds_scoring=round(sum(s.get('score',0) for s in spent)), versions=i['versions'])
     Path(f'{at}.json').write_text(json.dumps(about, indent=1)+'\n')
 
-def sheet(found, rows, at, seed=0, each=8):
-    "Keeps pictures of some people and things among the test prompts: the artist's, the base's, and of `rows`, name -> arm."
-    asked = found.prompts('test')
+def sheet(found, rows, at, each=8):
+    """Keeps pictures of some people and things among the test prompts: the artist's, the base's, and of `rows`, which
+    are arms by name; those of the study's first seed."""
+    asked, seed = found.prompts('test'), found.seeds[0]
     places = sum(([i for i,p in enumerate(asked) if p.people is kind][:each] for kind in (True,False)), [])
     drawn = [('the artist', found.images(TRUTH)), ('untouched base', found.images(BASE))]
     drawn += [(n, found.images(a, seed, found.chosen[a])) for n,a in rows.items() if (a,seed) in found.done]
@@ -103,20 +105,21 @@ def sheet(found, rows, at, seed=0, each=8):
     image.quantize(64).save(f'{at}.png', optimize=True)
 
 def command(about, study, prefix='', grid=None, more=None):
-    "The command of a page of evidence. `grid` comes before its studies, `more` keeps what else a page shows of each."
+    """The command of a page of evidence. A seed is a study of its own, so that what is done can be kept seed by seed;
+    it chooses its own steps. `grid` comes before its studies, `more` keeps what else a page shows of each."""
     p = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--out', type=Path, required=True)
     p.add_argument('--styles', nargs='+', choices=STYLES, default=STYLES[:2])
-    p.add_argument('--seeds', type=int, default=3)
+    p.add_argument('--seeds', nargs='+', type=int, default=[0,1,2])
     p.add_argument('--ray')
     if grid: p.add_argument('--grid', action='store_true')
     a = p.parse_args()
     if grid and a.grid: return grid(a.out, a.ray)
-    for name in a.styles:
-        found = study(name, a.out, range(a.seeds)).run(a.ray)
+    for seed,name in product(a.seeds, a.styles):
+        found = study(name, a.out/f'seed-{seed}', (seed,)).run(a.ray)
         if not found.done: continue
         found.report()
-        keep(found, prefix+name)
+        keep(found, f'{prefix}{name}-{seed}')
         if more: more(found, RESULTS/f'{prefix}{name}')
 
 if __name__=='__main__': command(__doc__, study)

@@ -2,7 +2,7 @@
 with auxiliary people, on a StyleRef of people and things and on one of things alone.
 
     python nbs/evidence/methods.py --out DIR --grid      rates and guidance, by validation prompts, one seed a point
-    python nbs/evidence/methods.py --out DIR             two styles; called again, it goes on where it was
+    python nbs/evidence/methods.py --out DIR             two styles, three seeds; called again, it goes on where it was
     python nbs/evidence/methods.py --out DIR --styles openmoji --ray local
 
 Small tables and a sheet go to nbs/evidence/results; the runs stay in DIR."""

@@ -2,7 +2,7 @@
 them, for full fine-tuning and for a LoRA; and where a LoRA learns, by level of noise. Both learn at the rates that the
 grid of methods.py chose.
 
-    python nbs/evidence/priors.py --out DIR                      two styles; called again, it goes on where it was
+    python nbs/evidence/priors.py --out DIR                      two styles, three seeds; called again, it goes on where it was
     python nbs/evidence/priors.py --out DIR --styles openmoji --ray local
 
 Small tables go to nbs/evidence/results; the runs stay in DIR. The report holds every arm against `full none`."""

@@ -29,14 +29,25 @@ def published():
     "The place of each row, by the mean of its ranks over the paper's three styles."
     return PAPER[['realism','SureB','anime']].rank().mean(axis=1).rank()
 
+def _parts(name):
+    "Files of committed tables, without their ending: one, or one a seed."
+    one = RESULTS/f'{name}.json'
+    return [f.with_suffix('') for f in ([one] if one.exists() else sorted(RESULTS.glob(f'{name}-[0-9].json')))]
+
 def there(names, prefix=''):
     "Which of the names have committed tables, in alphabetical order."
-    return [n for n in sorted(names) if (RESULTS/f'{prefix}{n}.json').exists()]
+    return [n for n in sorted(names) if _parts(prefix+n)]
 
 def found(name):
     "Committed tables, test scores and validation curves, and what they were measured with."
-    test, curves = (pd.read_csv(RESULTS/f'{name}-{kind}.csv') for kind in ('test','curves'))
-    return test, curves, json.loads((RESULTS/f'{name}.json').read_text())
+    parts = _parts(name)
+    about = [json.loads(f.with_suffix('.json').read_text()) for f in parts]
+    assert len({(i['base']['hash'], i['judge']) for i in about})==1, 'measured with several bases or judges'
+    test, curves = (pd.concat([pd.read_csv(f'{f}-{kind}.csv') for f in parts]) for kind in ('test','curves'))
+    chosen = {arm:[i['chosen'].get(arm) for i in about] for arm in about[0]['chosen']}
+    together = dict(about[0], seeds=[s for i in about for s in i['seeds']], not_done=sum(i['not_done'] for i in about),
+                    failed={k:v for i in about for k,v in i['failed'].items()})
+    return test, curves, together if len(parts)==1 else dict(together, chosen=chosen)
 
 def of(table, *arms): return table[table.arm.isin(arms)]
 
@@ -56,23 +67,29 @@ def means(table, arms, asked):
     for metric,group in asked:
         trained = by_seed(of(table, *arms), metric, group).mean()
         values = [_fixed(table, metric, group, TRUTH), _fixed(table, metric, group, BASE), *trained.reindex(arms)]
-        out[METRICS[metric][0] if group=='all' else f'{METRICS[metric][0]}, {group}'] = formatted(values, metric)
+        out[_head(metric, group)] = formatted(values, metric)
     return pd.DataFrame(out, index=['the artist\'s own', 'untouched base', *arms])
 
-def _said(row, text):
-    "A difference in few words: better or worse where it is seen, with a star where it holds."
-    word = row.verdict if row.verdict in ('better','worse') else ''
-    return f'{text} {word}{"*" if row.holds else ""}'.strip()
+def _head(metric, group): return METRICS[metric][0] + ('' if group=='all' else f', {group}')
 
-def differences(table, against, arms, asked):
-    "What each arm has more or less than another, paired by seed; a column each of `asked`, (metric, group)."
+def _said(table, pair, metric, group, text, n):
+    "A difference in few words: better or worse where it is seen, with a star where it holds among `n`."
+    def told(confidence):
+        return paired(of(table, *pair), metric, group, against=pair[1], confidence=confidence).verdict.item()
+    word = told(.95)
+    if word not in ('better','worse'): return text
+    return f'{text} {word}{"*" if told(1-.05/n)==word else ""}'
+
+def differences(table, pairs, asked):
+    """What one arm has more than another, paired by seed: a row each of `pairs`, name -> (arm, the other); a column each
+    of `asked`, (metric, group). A star means that it holds when the 5 % are shared among the rows."""
     out = {}
     for metric,group in asked:
-        seen = paired(of(table, against, *arms), metric, group, against=against).set_index('arm').loc[list(arms)]
-        texts = formatted(list(seen.difference), metric)
-        head = METRICS[metric][0] if group=='all' else f'{METRICS[metric][0]}, {group}'
-        out[head] = [_said(row, text) for row,text in zip(seen.itertuples(), texts)]
-    return pd.DataFrame(out, index=list(arms))
+        wide = by_seed(table, metric, group)
+        texts = formatted([(wide[a]-wide[b]).mean() for a,b in pairs.values()], metric)
+        out[_head(metric, group)] = [_said(table, pair, metric, group, text, len(pairs))
+                                     for pair,text in zip(pairs.values(), texts)]
+    return pd.DataFrame(out, index=list(pairs))
 
 def measured_with(i):
     said = f'{i["style"]}: base weights {i["base"]["hash"]}, seeds {i["seeds"]}, checkpoints {i["steps"]}'
