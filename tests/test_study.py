@@ -694,6 +694,37 @@ def test_a_study_may_train_nothing(make, there, tmp_path):
     ours, file = (study.images(a, 0)[0] for a in study.arms)
     assert ours.tobytes()!=file.tobytes()
 
+class Painted:
+    "A transfer: the base's pictures of the prompts, turned round."
+    of_base = True
+    def __init__(self, bench, lose=0, seen=frozenset()): self.bench, self.lose, self.seen = bench, lose, seen
+    @property
+    def ref(self): return self.bench.style.ref
+    def to_dict(self): return dict(lose=self.lose)
+    def prepare(self, folder, seed, tell=None): pass
+    def draw(self, prompts, seeds, step=None, *, literal=False):
+        drawn = self.bench.draw(self.bench.loaded, prompts, seeds)
+        return (drawn if literal else [im.rotate(180) for im in drawn])[self.lose:]
+
+def test_anything_that_draws_is_an_arm(make, quick, tmp_path):
+    bench = make(tmp_path/'other', dict(none=quick(None))).bench
+    study = make(tmp_path/'s', dict(none=quick(None), ours=Painted(bench)), drift=12).run(progress=False)
+    assert study.failed=={} and study.chosen_points['ours']==(0,1.) and json.loads((study.folder/'study.json').read_text())['arms']['ours']==dict(lose=0, kind='own', what='Painted', strength=1.)
+    t = study.at_chosen()
+    assert t[(t.arm=='ours')&(t.metric=='drift')].value.abs().max()<1e-6                            # what is literal did not move
+    assert study.images('ours', 0, 0)[0].tobytes()!=study.images('ours', 1, 0)[0].tobytes()
+    with pytest.raises(StyleboostError, match='ours.lose was 0 and is 1'): make(study.folder, dict(none=quick(None), ours=Painted(bench, 1)), drift=12)
+
+def test_an_arm_that_draws_too_few_is_told(make, quick, tmp_path):
+    bench = make(tmp_path/'other', dict(none=quick(None))).bench
+    study = make(tmp_path/'s', dict(ours=Painted(bench, 1)), seeds=(0,)).run(progress=False)
+    assert 'Painted drew' in study.failed['ours',0] and 'one each' in study.failed['ours',0]
+
+def test_pictures_that_an_arm_has_seen_are_not_scored_against(make, style, quick, tmp_path):
+    bench = make(tmp_path/'other', dict(none=quick(None))).bench
+    study = make(tmp_path/'s', dict(none=quick(None), ours=Painted(bench, seen={style.reference[0].sha[:12]})))
+    assert len(study.style.reference)==len(style.reference)-1
+
 def test_how_a_file_is_asked(there, picture, said):
     words = lambda word: ready(f'lora:{there}/theirs.safetensors{word}').ask('a dog')
     assert words('')=='a photo of zwx style, a dog'                                          # its header says so
