@@ -6,6 +6,11 @@ from IPython.display import HTML, display
 
 from ablation import RESULTS
 from styleboost.judging.metrics import METRICS
+from styleboost.showing.figures import BASE, TRUTH, formatted
+from styleboost.showing.front import front_figure, points_of
+from styleboost.showing.report import Column
+from styleboost.studies.comparison import by_seed, paired
+from styleboost.studies.results import mean_scores
 
 PAPER = pd.DataFrame([    # published distances; less is better
     ('things-only', 'StyleRef of backgrounds only, no prior', 22.804, 24.598, 34.629),
@@ -34,6 +39,40 @@ def found(name):
     return test, curves, json.loads((RESULTS/f'{name}.json').read_text())
 
 def of(table, *arms): return table[table.arm.isin(arms)]
+
+def front(table, arms, titles=None):
+    "Style against drift of some arms and the untouched base."
+    named = dict(zip(arms, titles or arms))
+    columns = [Column(a, named.get(a, 'untouched base'), [], mean_scores(table, a)) for a in (BASE, *arms)]
+    return front_figure(points_of(columns), height=520)
+
+def _fixed(table, metric, group, arm):
+    row = table[(table.arm==arm)&(table.metric==metric)&(table.group==group)]
+    return row.value.mean() if len(row) else None
+
+def means(table, arms, asked):
+    "A row an arm, after the artist's own pictures and the untouched base; a column each of `asked`, (metric, group)."
+    out = {}
+    for metric,group in asked:
+        trained = by_seed(of(table, *arms), metric, group).mean()
+        values = [_fixed(table, metric, group, TRUTH), _fixed(table, metric, group, BASE), *trained.reindex(arms)]
+        out[METRICS[metric][0] if group=='all' else f'{METRICS[metric][0]}, {group}'] = formatted(values, metric)
+    return pd.DataFrame(out, index=['the artist\'s own', 'untouched base', *arms])
+
+def _said(row, text):
+    "A difference in few words: better or worse where it is seen, with a star where it holds."
+    word = row.verdict if row.verdict in ('better','worse') else ''
+    return f'{text} {word}{"*" if row.holds else ""}'.strip()
+
+def differences(table, against, arms, asked):
+    "What each arm has more or less than another, paired by seed; a column each of `asked`, (metric, group)."
+    out = {}
+    for metric,group in asked:
+        seen = paired(of(table, against, *arms), metric, group, against=against).set_index('arm').loc[list(arms)]
+        texts = formatted(list(seen.difference), metric)
+        head = METRICS[metric][0] if group=='all' else f'{METRICS[metric][0]}, {group}'
+        out[head] = [_said(row, text) for row,text in zip(seen.itertuples(), texts)]
+    return pd.DataFrame(out, index=list(arms))
 
 def measured_with(i):
     said = f'{i["style"]}: base weights {i["base"]["hash"]}, seeds {i["seeds"]}, checkpoints {i["steps"]}'
