@@ -609,7 +609,7 @@ def _beside_untouched(ims, asked, untouched, counted):
     if base.captions!=ims.captions: raise StyleboostError(
         f'{untouched} does not hold pictures of the same prompts in the same order; draw the same file of prompts with '
         'the base, from the same seed.')
-    if len(ims)<LEAST: raise StyleboostError(f'Drift needs {LEAST} prompts, better 24, and has {len(ims)}; draw more.')
+    if len(ims)<LEAST: raise StyleboostError(f'Drift needs {LEAST} prompts, better 20, and has {len(ims)}; draw more.')
     named = [p.text.startswith(style_prompt(token='')) for p in asked]
     order = [i for flag in (True, False) for i in range(len(asked)) if named[i] is flag]
     asked, n = [asked[i] for i in order], sum(named)
@@ -880,7 +880,7 @@ def compare(
     sampler:Annotated[int, typer.Option(help='Sampler steps.')]=15,
     scheduler:Annotated[str, typer.Option(help='As for sample.')]='dpmpp',
     strengths:Strengths='1',
-    drift:Drift=12,
+    drift:Drift=10,
     encoder:Encoder='world',
     ray:Annotated[Optional[str], typer.Option(
         help='A Ray cluster: its address, auto to find it, or local to start one here.')]=None,

@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 from styleboost import cli
 from styleboost.core import StyleboostError
 from styleboost.judging import metrics
+from styleboost.judging.drift import EACH
 from styleboost.training import priors
 from styleboost.cli import app, main
 from styleboost.exporting.export import LAYOUTS
@@ -126,7 +127,7 @@ def test_help_names_every_method_layout_style_and_default():
                for w in words if w not in told[command]]
     assert missing==[]
     study = {p.name: p.default for p in get_command(app).commands['compare'].params}
-    assert (study['sampler'], study['scheduler'])==(DRAW_STEPS, DRAW_SAMPLER)
+    assert (study['sampler'], study['scheduler'], study['drift'])==(DRAW_STEPS, DRAW_SAMPLER, EACH)
 
 def test_an_option_of_the_table_is_a_field_of_the_recipe_or_of_an_adapter():
     recipe, adapter = ({f.name for f in fields(cls)} for cls in (Recipe, method_class('lora')))
