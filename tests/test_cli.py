@@ -5,7 +5,7 @@ from types import SimpleNamespace
 
 import pytest, torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.main import get_command
 from typer.testing import CliRunner
 
@@ -686,6 +686,14 @@ def test_a_mistake_is_one_line_and_a_status_from_anywhere_without_a_home(tmp_pat
     p = process('sample', 'nowhere', '--prompt', 'a', '--out', 'x', cwd=tmp_path, HOME='/nowhere')
     out, err = p.communicate(timeout=200)
     assert p.returncode==1 and not out and len(err.splitlines())==1 and err.startswith('styleboost: nowhere') and not list(tmp_path.iterdir())
+
+def test_a_lora_for_another_base_is_one_line(strong, tmp_path):
+    file = tmp_path/'other.safetensors'
+    assert in_process('export', strong, '--to', 'kohya', '--out', file).code==0
+    save_file({k: torch.cat([v, v], 1) if k.endswith('lora_down.weight') else v for k,v in load_file(file).items()}, file)
+    p = process('sample', 'tiny', '--lora', file, '--prompt', 'a dog', '--out', 'x', cwd=tmp_path)
+    out, err = p.communicate(timeout=200)
+    assert p.returncode==1 and not out and len(err.splitlines())==1 and err.startswith(f'styleboost: {file} does not fit') and 'draw with the base' in err
 
 def test_with_debug_a_mistake_shows_where_it_happened():
     done = in_process('--debug', 'sample', 'nowhere', '--prompt', 'a', '--out', 'x')
