@@ -376,6 +376,16 @@ def test_a_file_of_ones_own_says_what_options_say(here, tmp_path):
     assert runs[0].recipe==runs[1].recipe==runs[2].recipe and {r.seed for r in runs}=={7} and runs[0].recipe['grad_clip'] is None
     assert len({r.weights.read_bytes() for r in runs})==1 and not any((r.folder/'samples').exists() for r in runs)
 
+@pytest.mark.parametrize('said, meant', [
+    *[(w, [w]) for w in ('none', 'generated', 'generated:a+b', 'world:people', 'suggest:world:people', 'hold:class', 'hold:blank', 'hold:world:people', 'hold:suggest:world:people', 'hold:generated', 'aux:world:people', 'anchor:2')],
+    ('mine', ['{x}/mine']), ('aux:mine', ['aux:{x}/mine']), ('suggest:mine', ['suggest:{x}/mine']), ('hold:mine', ['hold:{x}/mine']), ('hold:suggest:mine', ['hold:suggest:{x}/mine']), ('class', ['{x}/class']),
+    ('hold:class+mine', ['hold:class','{x}/mine']), ('mine+hold:mine+anchor:2', ['{x}/mine','hold:{x}/mine','anchor:2']), ('a+b', ['{x}/a+b']), ('hold:a+b', ['hold:{x}/a+b']), ('/mine', ['/mine'])])
+def test_folders_of_a_prior_are_seen_from_where_the_file_lies(tmp_path, said, meant):
+    (tmp_path/'a+b').mkdir()
+    for text,more in ((json.dumps(said), []), (json.dumps(['world:things', said]), ['world:things'])):
+        (tmp_path/'mine.toml').write_text(f'prior = {text}')
+        assert cli._saved(tmp_path/'mine.toml').prior==more+[w.format(x=tmp_path) for w in meant]
+
 def test_an_option_goes_before_the_file(here, tmp_path):
     (here/'mine.toml').write_text(MINE)
     done = in_process('train', '--recipe', here/'mine.toml', '--steps', 1, '--prior', 'none', '--seed', 0, '--set', 'rank=3', '--out', tmp_path/'run')
