@@ -592,6 +592,16 @@ def test_the_report_draws_the_front(moved):
     assert [r[''] for r in section['rows']]==['untouched base','none','aux']
     assert any(v.startswith(('Most style for least drift','No arm has more')) for v in data['verdict']) and 'aria-label="Style against drift"' in page.read_text('utf-8')
 
+@pytest.mark.parametrize('low', [.1, -.1])
+def test_a_report_says_first_whether_style_can_be_trusted(moved, tmp_path, monkeypatch, low):
+    rows = moved.at_chosen()
+    rows.loc[rows.metric=='style_gap', ['value','low','high']] = [.2, low, .4]
+    monkeypatch.setattr(Results, 'at_chosen', lambda self, split='test': rows)
+    data = json.loads((moved.report(tmp_path).parent/'report.json').read_text())
+    assert list(data['facts'].items())[0]==('style told apart', f'0.20 ({low:.2f} to 0.40)')
+    about = next(s['about'] for s in data['sections'] if s['head']=='Style against drift')
+    for text in (data['verdict'][0], about): assert ('does not tell this style from others: 0.20' in text)==(low<0)
+
 def test_drift_stands_under_the_pictures_and_on_the_page(moved, tmp_path):
     c = Compare(moved)
     page = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', c.export(tmp_path/'page.html').read_text('utf-8'), re.S)[1])

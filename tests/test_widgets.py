@@ -800,6 +800,15 @@ def test_numbers_are_those_of_the_pictures_above_with_intervals(study):
     c.group = 'people'
     assert '0.900' not in text(c._numbers)
 
+def test_a_style_that_is_not_told_from_others_is_said(study, tmp_path):
+    plain = study.table()
+    for low,said in ((.1, False), (-.1, True)):
+        gap = dict(arm='base', seed=None, step=None, split='test', group='all', metric='style_gap', value=.2, low=low, high=.4, n=study.n)
+        study.table = lambda: pd.DataFrame([*plain.to_dict('records'), gap])
+        c = Compare(study)
+        page = c.export(tmp_path/'page.html').read_text('utf-8')
+        assert all(('does not tell this style from others: 0.20' in where)==said for where in (c.sentence, page))
+
 def test_a_study_without_pictures_says_so_and_shows_them_when_they_come(study):
     study.lost = dict.fromkeys(('base', *study.arms))
     c = Compare(study)

@@ -22,7 +22,7 @@ from ..bases.load import load_base
 from ..bases.sampling import sample
 from ..judging.drift import elsewhere, score_elsewhere
 from ..judging.metrics import SHOWN, score, tidy
-from ..studies.results import COLUMNS, judged
+from ..studies.results import COLUMNS, gap_in, judged
 from ..studies.votes import QUESTIONS, VOTED, study_key, vote_numbers
 from ..training.runs import Run
 from ..core import StyleboostError
@@ -31,6 +31,7 @@ from ..pictures.images import ImageSet
 from ..pictures.prompts import Prompt
 from ..pictures.sheets import gridded
 from ..showing.figures import BASE, PIXELS, TRUTH
+from ..showing.front import gap_words
 from ..showing.page import EACH, STILL, groups_of, number_rows, still_on, write_page
 from .panels import Panel, Tiles, counted, keeps_pixels, row, thumb
 from .stage import Stage
@@ -429,7 +430,7 @@ def _draw(self:Compare, change=None):
     if self._at and self.prompt not in self._at: self.prompt = self._at[0]
     self._mark()
     self._close_up()
-    self.say(' '.join([*self._why(), *filter(None, [self.trouble])]), 'warn')
+    self.say(' '.join([*self._why(), *gap_words(gap_in(self.table)), *filter(None, [self.trouble])]), 'warn')
 
 # %% ../../nbs/widgets/03_compare.ipynb #4b97efd9
 @patch
@@ -740,6 +741,7 @@ def export(self:Compare,
     failed = {f'{arm}|{seed}':why for (arm,seed),why in s.failed.items()}
     facts = ('Intervals are 95 %, over the prompts of one run; other seeds move the numbers too. '
         'A row differs in the arm alone.')
+    facts = ' '.join([facts, *gap_words(gap_in(self.table))])
     return write_page(path, self.title, self._lead(), self.asked, titled, fixed, list(s.seeds), list(s.steps),
         pictures, self._all_numbers(), self.told|VOTED, failed, dict(s.chosen), facts, limit,
         [k for k in self.columns if self.is_ready(k)], self._vote_on_page())
