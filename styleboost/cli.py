@@ -162,12 +162,15 @@ def _say_report(page):
 _BESIDE = dict(ref=str, prior=str, seed=int, aux_count=int, class_prompt=str, prior_weight=float, preset=str,
                memory=str, snapshots=int, sample_prompts=str, sample_every=int, no_samples=bool)
 
-def _beside(path, word):
-    "A word for a prior that a file says: a folder is seen from where the file lies."
-    start = next((w for w in ('suggest:','hold:') if word.startswith(w)), '')
-    rest = word.removeprefix(start)
-    if re.match('(none|generated|class|blank)$|world:|anchor:|generated:', rest): return word
-    return f'{start}{path.parent/rest}'
+def _beside(folder, text):
+    "Words for priors that a file says: folders are seen from where the file lies."
+    from styleboost.training.priors import apart, marked
+    out = []
+    for word in apart(text, folder):
+        marks, rest = marked(word)
+        known = word in ('hold:class','hold:blank') or re.match('(none|generated)$|(world|anchor|generated):', rest)
+        out.append(word if known else f'{marks}{folder/rest}')
+    return out
 
 _SEVERAL = ('prior','prior_weight')   # one of them, or a list
 def _checked_line(path, key, value):
@@ -197,7 +200,7 @@ def _toml(
                               f'{", ".join(sorted({*_BESIDE}|mine|theirs))}.')
     beside = {k: _checked_line(path, k, d[k]) for k in _BESIDE if k in d}
     beside |= {k: str(path.parent/beside[k]) for k in ('ref','sample_prompts') if k in beside}
-    if 'prior' in beside: beside['prior'] = [_beside(path, word) for word in beside['prior']]
+    if 'prior' in beside: beside['prior'] = [w for text in beside['prior'] for w in _beside(path.parent, text)]
     own = {k:v for k,v in d.items() if k in mine}
     base = own.get('base')
     if isinstance(base, str) and base!='tiny' and (path.parent/base).exists(): own['base'] = str(path.parent/base)
@@ -340,8 +343,9 @@ def _train(recipe, out, seed, snapshots, wanted, latents, **more):
 
 # %% ../nbs/91_cli.ipynb #05a2e1fe
 Prior = Annotated[Optional[list[str]], typer.Option(
-    '--prior', '--aux', help='The second binding: a folder, world:NAME, suggest: before these, generated, none; held '
-    'to the base: hold:class, hold:blank, hold:DIR. May be given several times.')]
+    '--prior', '--aux', help='The second binding: a folder, world:NAME, suggest: before these, generated, '
+    'generated:PROMPT, none; held to the base: hold:class, hold:blank, hold: before pictures; anchor:NUMBER, weights '
+    'pulled to where they began. Several with + between, or given several times.')]
 Preset = Annotated[Optional[str], typer.Option(help='repaired, the default, or paper: the authors\' own settings.')]
 AuxCount = Annotated[Optional[int], typer.Option(
     help='Use so many auxiliary or generated images. Unless given: all of a folder, and 20 of anything else.')]
@@ -609,7 +613,7 @@ def _beside_untouched(ims, asked, untouched, counted):
     if base.captions!=ims.captions: raise StyleboostError(
         f'{untouched} does not hold pictures of the same prompts in the same order; draw the same file of prompts with '
         'the base, from the same seed.')
-    if len(ims)<LEAST: raise StyleboostError(f'Drift needs {LEAST} prompts, better 24, and has {len(ims)}; draw more.')
+    if len(ims)<LEAST: raise StyleboostError(f'Drift needs {LEAST} prompts, better 20, and has {len(ims)}; draw more.')
     named = [p.text.startswith(style_prompt(token='')) for p in asked]
     order = [i for flag in (True, False) for i in range(len(asked)) if named[i] is flag]
     asked, n = [asked[i] for i in order], sum(named)
@@ -880,7 +884,7 @@ def compare(
     sampler:Annotated[int, typer.Option(help='Sampler steps.')]=15,
     scheduler:Annotated[str, typer.Option(help='As for sample.')]='dpmpp',
     strengths:Strengths='1',
-    drift:Drift=12,
+    drift:Drift=10,
     encoder:Encoder='world',
     ray:Annotated[Optional[str], typer.Option(
         help='A Ray cluster: its address, auto to find it, or local to start one here.')]=None,

@@ -1,5 +1,5 @@
 "Studies: nothing is drawn twice, nothing is lost, nothing is mixed, and what is reported chose nothing."
-import copy, json, math, os, shutil, signal, subprocess, sys, time
+import copy, json, math, os, re, shutil, signal, subprocess, sys, time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -23,6 +23,7 @@ from styleboost.studies.cells import kept_scores, learn_cell, report_cell
 from styleboost.studies.study import Study
 from styleboost.studies.ready import FinishedRun, Ready, ready
 from styleboost.exporting.export import export
+from styleboost.showing.page import number_rows
 from styleboost.judging.drift import score_elsewhere
 from styleboost.training.runs import Run
 from styleboost.widgets.compare import Compare, numbers_of
@@ -590,6 +591,26 @@ def test_the_report_draws_the_front(moved):
     section = next(s for s in data['sections'] if s['head']=='Style against drift')
     assert [r[''] for r in section['rows']]==['untouched base','none','aux']
     assert any(v.startswith(('Most style for least drift','No arm has more')) for v in data['verdict']) and 'aria-label="Style against drift"' in page.read_text('utf-8')
+
+@pytest.mark.parametrize('low', [.1, -.1])
+def test_a_report_says_first_whether_style_can_be_trusted(moved, tmp_path, monkeypatch, low):
+    rows = moved.at_chosen()
+    rows.loc[rows.metric=='style_gap', ['value','low','high']] = [.2, low, .4]
+    monkeypatch.setattr(Results, 'at_chosen', lambda self, split='test': rows)
+    data = json.loads((moved.report(tmp_path).parent/'report.json').read_text())
+    assert list(data['facts'].items())[0]==('style told apart', f'0.20 ({low:.2f} to 0.40)')
+    about = next(s['about'] for s in data['sections'] if s['head']=='Style against drift')
+    for text in (data['verdict'][0], about): assert ('does not tell this style from others: 0.20' in text)==(low<0)
+
+def test_drift_stands_under_the_pictures_and_on_the_page(moved, tmp_path):
+    c = Compare(moved)
+    page = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', c.export(tmp_path/'page.html').read_text('utf-8'), re.S)[1])
+    for group in ('all','people','things'):
+        c.group = group
+        values = {k: numbers_of(c.table, k, 0, moved.chosen.get(k), group) for k in c.columns}
+        assert values['aux']['drift'][0]>0
+        for label,_,shown in number_rows(c.columns, values, {m: METRICS[m] for m in ('drift','leak')}):
+            for html in (c._numbers.value, page['numbers'][f'test|{group}|0|chosen']): assert label in html and [x for x in shown if x not in html]==[]
 
 def test_a_study_that_was_begun_without_drift_goes_on_without_it(make, quick, tmp_path, said):
     "As version 0.1 wrote it: no strengths, no prompts elsewhere, and nothing of them in the scores."
