@@ -28,7 +28,7 @@ class DreamStyler(TextualInversion):
     name = 'dreamstyler'
     layouts = {}
     no_place = ('diffusers','single-file')   # whose pipelines ask with one prompt from first to last
-    unfolded = 'its word changes with the level of noise, and a folded one would mean the last stage from first to last'
+    unfolded = 'its word changes with the level of noise, and a folded one would be of one stage from first to last'
     from_one, captioned = True, True
     def __post_init__(self):
         super().__post_init__()

@@ -83,6 +83,8 @@ class InST(Method):
             if not (isinstance(getattr(self, k), int) and 1<=getattr(self, k)<=most):
                 raise StyleboostError(f'The {k} of {self.name} are {getattr(self, k)!r}; '
                                       f'give a whole number from 1 to {most}.')
+    @property
+    def taught_by(self): return self.encoder
     def names(self, word): return [f'<{word}-all>'] + [f'<{word}-p{i}>' for i in range(self.pictures)]
     def attach(self, base, seed=0):
         names = [n for w in self.words for n in self.names(w)]

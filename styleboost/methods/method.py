@@ -75,9 +75,6 @@ class Method:
     levelled = False            # whether its layers remember the noise levels of the last forward pass
     layouts = {}                # export name -> `Layout`
     no_place = ()               # layouts of whole models that cannot hold what it learnt
-    unfolded = 'it has no merge of its own'   # why what it learnt cannot be folded into a base's weights
-    from_one = False            # whether its paper trains on one picture
-    captioned = False           # whether its paper says in each prompt what the picture shows
     looks = False               # whether `losses` compare with the pictures: bytes (n,3,h,w) named `shown`
     decodes = False             # whether `losses` turn what the net predicts into pictures
     def attach(self, base:Base, seed:int=0)->Base:
@@ -127,6 +124,10 @@ def seen(self:Method, base)->tuple:
     return ()
 
 # %% ../../nbs/methods/00_method.ipynb #c4ec0f31
+Method.from_one = False    # whether its paper trains on one picture
+Method.captioned = False   # whether its paper says in each prompt what the picture shows
+Method.taught_by = ''      # a folder with the encoder that it learns through, if it has one
+
 @patch
 def check(self:Method, bindings):
     "Refuses pictures and captions that it could not learn from, and says what its paper has otherwise."
@@ -182,13 +183,6 @@ def products(self:Method, base)->list:
     "(A, B, scale) of corrections that are a product of two factors, which mean nothing one by one."
     return []
 
-@patch
-def merge(self:Method, base)->Base:
-    "The base with what was learnt folded into its own weights, in place."
-    way_out = f' or export it to {" or ".join(self.layouts)}' if self.layouts else ''
-    raise StyleboostError(f'What {self.name} learnt cannot be folded into the weights of a base: {self.unfolded}; '
-                          f'draw with the run{way_out}.')
-
 def is_small(base)->bool:
     "Whether a base is of the embedded one's size, for which rates of full-size bases are too low."
     return sum(p.numel() for p in base.net.parameters())<100e6
@@ -197,6 +191,16 @@ def is_small(base)->bool:
 def defaults(self:Method, base)->dict:
     "Fields of a recipe that it leaves open, where the method knows better than the base."
     return {}
+
+# %% ../../nbs/methods/00_method.ipynb #5f01d0a1
+Method.unfolded = 'it has no merge of its own'   # why what it learnt cannot be folded into a base's weights
+
+@patch
+def merge(self:Method, base)->Base:
+    "The base with what was learnt folded into its own weights, in place."
+    way_out = f' or export it to {" or ".join(self.layouts)}' if self.layouts else ''
+    raise StyleboostError(f'What {self.name} learnt cannot be folded into the weights of a base: {self.unfolded}; '
+                          f'draw with the run{way_out}.')
 
 # %% ../../nbs/methods/00_method.ipynb #68611d22
 @contextmanager

@@ -54,6 +54,8 @@ class FinishedRun:
     def seen(self)->set:
         "Marks of the pictures that it was trained on."
         return {str(m)[:12] for marks in self.run.info.get('pictures', []) if isinstance(marks, list) for m in marks}
+    @property
+    def taught_by(self): return self.run.method.taught_by
     def ask(self, text): return self.run.phrase(text)
     def of_base(self, base): return self.run.info['base_hash']==base.hash
     def model(self, bench)->Base:
@@ -68,7 +70,7 @@ class LoraFile:
     strength:float=1.
     token:str=''            # the word for its style
     phrase:str=''           # or how it is asked, with {prompt} in it
-    kind, seen = 'lora', frozenset()
+    kind, seen, taught_by = 'lora', frozenset(), ''
     @property
     def asked(self):
         "How it is asked, with {prompt} in it."
@@ -90,7 +92,7 @@ class OtherBase:
     base:str|Path
     token:str=''
     phrase:str=''
-    kind, seen, strength = 'base', frozenset(), 1.
+    kind, seen, strength, taught_by = 'base', frozenset(), 1., ''
     @property
     def asked(self): return phrase_of(self.token, self.phrase)
     def ask(self, text): return self.asked.replace('{prompt}', text)
