@@ -645,6 +645,15 @@ Encoder = Annotated[str, typer.Option(help='What the scores look through: world,
                     'CLIP model; a file with the weights of CSD or Inception; or, where pictures are scored, '
                     'introstyle:BASE, the net of an untouched base.')]
 
+def _judge_of(pictures, encoder):
+    "The encoder to score with; refuses the one that a run learnt through."
+    from styleboost.judging.encoders import check_apart
+    from styleboost.studies.eyes import eyes
+    from styleboost.training.runs import Run
+    judge = eyes(encoder)
+    if (pictures/'recipe.json').exists(): check_apart(Run(pictures).method.taught_by, judge)
+    return judge
+
 def _say_gap(table):
     "Whether a score of style can be trusted, before it is read."
     if 'all' not in table.index: return
@@ -679,12 +688,11 @@ def score(
     "Score pictures against a style's own and against their prompts."
     from styleboost.judging.encoders import known_as
     from styleboost.judging.metrics import score, tidy
-    from styleboost.studies.eyes import eyes
     _check_scores_file(out)
     ims, real = ImageSet.from_folder(_pictures_of(pictures)), ImageSet.from_folder(reference)
     if prompts: ims = ims.counted()
     asked = read_prompts(prompts) if prompts else [Prompt(p.caption, p.people) for p in ims]
-    judge, rest = eyes(encoder), [ImageSet.from_folder(d) for d in others] if others else None
+    judge, rest = _judge_of(pictures, encoder), [ImageSet.from_folder(d) for d in others] if others else None
     moved = _elsewhere(pictures, ims, asked, untouched, drift, real, judge, bool(prompts))
     table = score(ims, real, asked, judge, ref=ref and ImageSet.from_folder(ref), others=rest)
     if moved is not None: table = table.join(moved.drop(columns='n'))

@@ -143,7 +143,8 @@ class Specialist(Full):
 # %% ../../nbs/methods/11_specialist.ipynb #8f1fe5d2
 @patch
 def check(self:Specialist, bindings):
-    "Refuses pictures without captions where those are to be put in other words."
+    "Refuses pictures without captions where those are to be put in other words, too."
+    Full.check(self, bindings)
     if not (self.synonyms or self.similar): return
     pictures = [p for b in bindings if b.role=='style' for p in b.images]
     bare = [p.name for p in pictures if not p.caption.strip()]

@@ -41,6 +41,7 @@ def phrase_of(
 class Source:
     "What an arm draws with that we do not train."
     seen, strength = frozenset(), 1.   # marks of pictures that it was trained on; of what it draws at
+    taught_by = ''                     # the encoder that its method learnt with
     def check(self, bench):
         "Refuses what cannot be opened."
         self.model(bench)
@@ -68,6 +69,8 @@ class FinishedRun(Source):
     def seen(self)->set:
         "Marks of the pictures that it was trained on."
         return {str(m)[:12] for marks in self.run.info.get('pictures', []) if isinstance(marks, list) for m in marks}
+    @property
+    def taught_by(self): return self.run.method.taught_by
     def ask(self, text): return self.run.phrase(text)
     def of_base(self, base): return self.run.info['base_hash']==base.hash
     def model(self, bench)->Base:

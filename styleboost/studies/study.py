@@ -22,7 +22,7 @@ from ..pictures.images import ImageSet, png
 from ..bases.base import Base
 
 from ..judging.drift import EACH, ELSEWHERE, elsewhere
-from ..judging.encoders import known_as
+from ..judging.encoders import check_apart, known_as
 from ..judging.metrics import METRICS, without
 
 from ..training.trainer import check
@@ -236,10 +236,14 @@ def refuse(self:Study):
     writable(folder)
     base.process.scheduler(self.bench.sampler)
     for arm,r in self.recipes.items():
-        try: check(settled(r, base), base)
+        try:
+            check_apart(r.method.taught_by, self.bench.eyes)
+            check(settled(r, base), base)
         except StyleboostError as e: raise StyleboostError(f'The arm {arm} cannot be trained: {e}') from e
     for arm,s in self.sources.items():
-        try: s.check(self.bench)
+        try:
+            check_apart(s.taught_by, self.bench.eyes)
+            s.check(self.bench)
         except StyleboostError as e: raise StyleboostError(f'The arm {arm} cannot be drawn: {e}') from e
         if self.bench.elsewhere and not s.of_base(base): note(
             f'The arm {arm} stands on another base than the study, so it has no drift.')
