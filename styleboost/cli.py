@@ -158,7 +158,7 @@ def _say_report(page):
     for sentence in json.loads((page.parent/'report.json').read_text('utf-8'))['verdict']: say(sentence)
     say(f'The report is {page}')
 
-# %% ../nbs/91_cli.ipynb #859a129a
+# %% ../nbs/91_cli.ipynb #6e51fa08
 _BESIDE = dict(ref=str, prior=str, seed=int, aux_count=int, class_prompt=str, prior_weight=float, preset=str,
                memory=str, snapshots=int, sample_prompts=str, sample_every=int, no_samples=bool)
 
@@ -172,6 +172,7 @@ def _beside(folder, text):
         out.append(word if known else f'{marks}{folder/rest}')
     return out
 
+# %% ../nbs/91_cli.ipynb #859a129a
 _SEVERAL = ('prior','prior_weight')   # one of them, or a list
 def _checked_line(path, key, value):
     "A value of its option's kind, a list where it may be several; or a refusal."

@@ -183,8 +183,8 @@ def with_lora(
             _load(own, file, tensors, about)
     except StyleboostError: raise
     except Exception as e: raise StyleboostError(
-        f'{file} does not fit {base.name} ({_why(e)}); it is a LoRA for another base: draw with the base that it was made '
-        'for, or give a LoRA for this one.') from e
+        f'{file} does not fit {base.name} ({_why(e)}); it is a LoRA for another base: draw with the base that it was '
+        'made for, or give a LoRA for this one.') from e
     fold(own, strength)
     for m in own.modules.values(): m.requires_grad_(False).eval()
     mark = hashlib.sha256(f'{base.hash} {lora_hash(file)} {strength}'.encode()).hexdigest()[:16]

@@ -139,7 +139,7 @@ def _suggested(spec, n, ref):
             'write suggest:FOLDER or suggest:world:NAME.')
     return suggest(ref, pictures_of(spec[8:]), n).images
 
-# %% ../../nbs/training/01_priors.ipynb #daed35ef
+# %% ../../nbs/training/01_priors.ipynb #1f8ba6d4
 def marked(
     word:str,   # for a prior
 )->tuple:
@@ -155,6 +155,7 @@ def apart(
     _, bare = marked(text)
     return [text] if bare.startswith('generated:') or Path(beside, bare).exists() else text.split('+')
 
+# %% ../../nbs/training/01_priors.ipynb #daed35ef
 def _anchor(word):
     "The λ of an anchor's word."
     try: return float(word.removeprefix('anchor:'))
