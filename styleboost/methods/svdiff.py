@@ -128,4 +128,3 @@ def combined(
     for run in runs: _check_alike(run, runs[0])
     learnt = [run.learnt() for run in runs]
     return {k: sum(w*t[k] for w,t in zip(shares, learnt)) for k in learnt[0]}
-
