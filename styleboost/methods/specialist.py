@@ -173,7 +173,7 @@ def merge(self:Specialist, base):
 # %% ../../nbs/methods/11_specialist.ipynb #9608e4df
 @patch
 def compared(self:Specialist, batch)->tuple:
-    "The row of a batch whose picture a drawing is compared with, None if it has none; and rows of that style a step."
+    "The row whose picture a drawing is compared with, None if another part has it; and rows of its style in the step."
     if not self.content or batch.step%self.every: return None, 0
     asks = re.compile('|'.join(rf'(?<![\w-]){re.escape(w)}(?![\w-])' for w in self.words))
     words = [found and found[0] for found in map(asks.search, batch.whole)]
