@@ -14,7 +14,8 @@ from styleboost.exporting.export import export, merged
 from styleboost.methods.custom_diffusion import sizes_of
 from styleboost.methods.hypernetwork import prompt_layers
 from styleboost.methods.load import make_method
-from styleboost.methods.method import View, attached, state
+from styleboost.methods.method import View, attached, state, trained
+from styleboost.methods.textual_inversion import tables
 from styleboost.training.batches import Batch, Batches
 from styleboost.training.loop import train
 from styleboost.training.mix import mixed
@@ -66,6 +67,27 @@ def test_a_run_that_is_opened_again_draws_what_was_learnt(go, base, name):
 @pytest.mark.parametrize('kw', [dict(checkpointing=True), dict(precision='bf16'), dict(accumulate=2, batch=2)], ids=str)
 def test_a_lever_does_not_stop_it_and_is_planned(go, base, quick, name, kw):
     assert go('run', name, steps=2, **kw).done and plan(base, quick(method=name, **SHORT.get(name, {}), **kw), 'cpu').step>0
+
+@pytest.mark.parametrize('name', ['dreamstyler','dreamartist','inst_port'])
+def test_checkpointing_is_worth_it_where_words_alone_learn(quick, name):
+    of = lambda on: plan(blank('sd1'), quick(method=name, batch=4, precision='no', resolution=64, checkpointing=on, **SHORT.get(name, {})), 'cpu').step
+    assert of(True)<.9*of(False)
+
+@papers
+def test_only_what_is_named_moves_and_all_of_it(base, quick, name):
+    r = settled(quick(method=name, batch=4, **SHORT.get(name, {})), base)
+    b, batches = attached(base, r.method), Batches(base, r, 0, 'cpu')
+    r.method.look(b, r.bindings)
+    mine = trained(b)
+    named = lambda: {f'{k}.{n}': p for k,m in b.modules.items() for n,p in (*m.named_parameters(), *m.named_buffers()) if f'{k}.{n}' not in mine}
+    before, still = ({k: p.detach().clone() for k,p in d.items()} for d in (mine, named()))
+    opt = torch.optim.Adam(mine.values(), 1e-2)
+    for step in range(6):
+        r.method.losses(b, batches(step)).mean().backward()
+        opt.step(); opt.zero_grad()
+    whole = lambda k: (mine[k]!=before[k]).any(1).all() if k.endswith('rows') else not torch.equal(mine[k], before[k])
+    assert all(k.endswith(LEARNT.get(name, ('rows',))) for k in mine) and [k for k in mine if not whole(k)]==[]
+    assert equal(still, named()) and all(p.grad is None for p in named().values())
 
 @pytest.mark.parametrize('name', PAPERS[:3])
 def test_a_word_has_rows_in_both_text_encoders_of_sdxl(quick, family_base, tmp_path, name):
@@ -164,6 +186,18 @@ def test_insts_word_draws_in_diffusers_what_the_run_draws(quick, family_folder, 
     file, pipe = Path(export(run, tmp_path/'out', 'embedding', pictures=False)), pipe_of(family_folder('sd1'))
     pipe.load_textual_inversion(str(file), token='zwx')
     assert [len(v) for v in load_file(file).values()]==[1] and abs(theirs(pipe, 'a photo of zwx style, a dog', None)-ours(run)).max()<=2
+
+def test_insts_two_encoders_of_sdxl_have_a_map_each_and_one_file_for_diffusers(quick, family_folder, tmp_path):
+    r = quick(method='inst_port', base=str(family_folder('sdxl')), resolution=64, steps_sampled=2, **SHORT['inst_port'])
+    run = disturbed(train(r, tmp_path/'run', progress=False, device='cpu'))
+    kept, rows = load_file(run.weights), load_file(Path(export(run, tmp_path/'out', 'embedding', pictures=False)))
+    assert {k.split('.')[0] for k in kept}=={'text_encoder','text_encoder_2'} and [*rows]==['clip_g','clip_l'] and [len(v) for v in rows.values()]==[1,1]
+    want = [t.rows[:1] for t in tables(run.model()).values()]
+    assert torch.equal(rows['clip_l'], want[0]) and torch.equal(rows['clip_g'], want[1])
+
+def test_insts_map_has_the_numbers_of_the_paper_that_learn():
+    with torch.device('meta'): b = attached(blank('sd1', full=True, device='meta'), make_method('inst_port', width=768))
+    assert sum(p.numel() for p in trained(b).values())==1_377_792
 
 # what losses see
 
