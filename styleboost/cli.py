@@ -158,17 +158,21 @@ def _say_report(page):
     for sentence in json.loads((page.parent/'report.json').read_text('utf-8'))['verdict']: say(sentence)
     say(f'The report is {page}')
 
-# %% ../nbs/91_cli.ipynb #859a129a
+# %% ../nbs/91_cli.ipynb #6e51fa08
 _BESIDE = dict(ref=str, prior=str, seed=int, aux_count=int, class_prompt=str, prior_weight=float, preset=str,
                memory=str, snapshots=int, sample_prompts=str, sample_every=int, no_samples=bool)
 
-def _beside(path, word):
-    "A word for a prior that a file says: a folder is seen from where the file lies."
-    start = next((w for w in ('suggest:','hold:') if word.startswith(w)), '')
-    rest = word.removeprefix(start)
-    if re.match('(none|generated|class|blank)$|world:|anchor:|generated:', rest): return word
-    return f'{start}{path.parent/rest}'
+def _beside(folder, text):
+    "Words for priors that a file says: folders are seen from where the file lies."
+    from styleboost.training.priors import apart, marked
+    out = []
+    for word in apart(text, folder):
+        marks, rest = marked(word)
+        known = word in ('hold:class','hold:blank') or re.match('(none|generated)$|(world|anchor|generated):', rest)
+        out.append(word if known else f'{marks}{folder/rest}')
+    return out
 
+# %% ../nbs/91_cli.ipynb #859a129a
 _SEVERAL = ('prior','prior_weight')   # one of them, or a list
 def _checked_line(path, key, value):
     "A value of its option's kind, a list where it may be several; or a refusal."
@@ -197,7 +201,7 @@ def _toml(
                               f'{", ".join(sorted({*_BESIDE}|mine|theirs))}.')
     beside = {k: _checked_line(path, k, d[k]) for k in _BESIDE if k in d}
     beside |= {k: str(path.parent/beside[k]) for k in ('ref','sample_prompts') if k in beside}
-    if 'prior' in beside: beside['prior'] = [_beside(path, word) for word in beside['prior']]
+    if 'prior' in beside: beside['prior'] = [w for text in beside['prior'] for w in _beside(path.parent, text)]
     own = {k:v for k,v in d.items() if k in mine}
     base = own.get('base')
     if isinstance(base, str) and base!='tiny' and (path.parent/base).exists(): own['base'] = str(path.parent/base)
@@ -340,8 +344,9 @@ def _train(recipe, out, seed, snapshots, wanted, latents, **more):
 
 # %% ../nbs/91_cli.ipynb #05a2e1fe
 Prior = Annotated[Optional[list[str]], typer.Option(
-    '--prior', '--aux', help='The second binding: a folder, world:NAME, suggest: before these, generated, none; held '
-    'to the base: hold:class, hold:blank, hold:DIR. May be given several times.')]
+    '--prior', '--aux', help='The second binding: a folder, world:NAME, suggest: before these, generated, '
+    'generated:PROMPT, none; held to the base: hold:class, hold:blank, hold: before pictures; anchor:NUMBER, weights '
+    'pulled to where they began. Several with + between, or given several times.')]
 Preset = Annotated[Optional[str], typer.Option(help='repaired, the default, or paper: the authors\' own settings.')]
 AuxCount = Annotated[Optional[int], typer.Option(
     help='Use so many auxiliary or generated images. Unless given: all of a folder, and 20 of anything else.')]
@@ -609,7 +614,7 @@ def _beside_untouched(ims, asked, untouched, counted):
     if base.captions!=ims.captions: raise StyleboostError(
         f'{untouched} does not hold pictures of the same prompts in the same order; draw the same file of prompts with '
         'the base, from the same seed.')
-    if len(ims)<LEAST: raise StyleboostError(f'Drift needs {LEAST} prompts, better 24, and has {len(ims)}; draw more.')
+    if len(ims)<LEAST: raise StyleboostError(f'Drift needs {LEAST} prompts, better 20, and has {len(ims)}; draw more.')
     named = [p.text.startswith(style_prompt(token='')) for p in asked]
     order = [i for flag in (True, False) for i in range(len(asked)) if named[i] is flag]
     asked, n = [asked[i] for i in order], sum(named)
@@ -640,6 +645,15 @@ def _elsewhere(pictures, ims, asked, untouched, n, real, encoder, counted):
 Encoder = Annotated[str, typer.Option(help='What the scores look through: world, the embedded judge; a folder with a '
                     'CLIP model; a file with the weights of CSD or Inception; or, where pictures are scored, '
                     'introstyle:BASE, the net of an untouched base.')]
+
+def _judge_of(pictures, encoder):
+    "The encoder to score with; refuses the one that a run learnt through."
+    from styleboost.judging.encoders import check_apart
+    from styleboost.studies.eyes import eyes
+    from styleboost.training.runs import Run
+    judge = eyes(encoder)
+    if (pictures/'recipe.json').exists(): check_apart(Run(pictures).method.taught_by, judge)
+    return judge
 
 def _say_gap(table):
     "Whether a score of style can be trusted, before it is read."
@@ -675,12 +689,11 @@ def score(
     "Score pictures against a style's own and against their prompts."
     from styleboost.judging.encoders import known_as
     from styleboost.judging.metrics import score, tidy
-    from styleboost.studies.eyes import eyes
     _check_scores_file(out)
     ims, real = ImageSet.from_folder(_pictures_of(pictures)), ImageSet.from_folder(reference)
     if prompts: ims = ims.counted()
     asked = read_prompts(prompts) if prompts else [Prompt(p.caption, p.people) for p in ims]
-    judge, rest = eyes(encoder), [ImageSet.from_folder(d) for d in others] if others else None
+    judge, rest = _judge_of(pictures, encoder), [ImageSet.from_folder(d) for d in others] if others else None
     moved = _elsewhere(pictures, ims, asked, untouched, drift, real, judge, bool(prompts))
     table = score(ims, real, asked, judge, ref=ref and ImageSet.from_folder(ref), others=rest)
     if moved is not None: table = table.join(moved.drop(columns='n'))
@@ -880,7 +893,7 @@ def compare(
     sampler:Annotated[int, typer.Option(help='Sampler steps.')]=15,
     scheduler:Annotated[str, typer.Option(help='As for sample.')]='dpmpp',
     strengths:Strengths='1',
-    drift:Drift=12,
+    drift:Drift=10,
     encoder:Encoder='world',
     ray:Annotated[Optional[str], typer.Option(
         help='A Ray cluster: its address, auto to find it, or local to start one here.')]=None,

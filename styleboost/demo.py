@@ -10,6 +10,8 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import pandas as pd
+
 from .core import StyleboostError, writable
 from .pictures.images import ImageSet
 from .pictures.prompts import TOKEN, drawn, style_prompt
@@ -17,14 +19,14 @@ from .pictures.world import SETS, pool, prompts_up_to, reference, style_ref
 from .bases.load import load_base
 from .bases.sampling import sample
 from .judging.drift import Elsewhere, elsewhere, score_elsewhere
-from .judging.metrics import METRICS, SHOWN, nearer_texts, score
+from .judging.metrics import METRICS, SHOWN, nearer_texts, score, tidy
 from .training.loop import train
 from .training.runs import versions
 from .training.priors import generated
 from .training.recipes import Generated, dreambooth, no_prior, styleboost
-from .showing.front import front_section, front_words
+from .showing.front import front_section, front_words, gap_text, gap_words
 from .showing.report import Column, Head, overview, write_report
-from .studies.results import losses_of
+from .studies.results import gap_in, losses_of
 
 # %% ../nbs/90_demo.ipynb #1a0bda84
 @dataclass(frozen=True)
@@ -156,9 +158,9 @@ def _check_folder(out):
     taken = writable(out).exists() and any(out.iterdir()) and not (out/'none'/'recipe.json').exists()
     if taken: raise StyleboostError(f'{out} is not empty and holds no demo; choose another folder.')
 
-def _facts(artwork, base, size, exam, began):
+def _facts(artwork, base, size, exam, began, gap):
     "What the demo did, for the end of its report."
-    return dict(
+    return ({'style told apart': gap_text(gap)} if gap else {}) | dict(
         style=f'{artwork.title} by {artwork.author}, {artwork.licence}', base=f'{base.name}, weights {base.hash}',
         seed=exam.seed, steps=size.steps, prior_images=size.prior, 
         prompts=f'{len(exam.asked)} of the test split, and {len(exam.elsewhere)} that ask for no style',
@@ -201,8 +203,9 @@ def demo(
         column, scores[name] = _run_arm(name, recipe, out/name, base, exam, was)
         columns.append(column)
     artwork, shown = SETS[style], {k:METRICS[k] for k in SHOWN}
-    facts = _facts(artwork, base, size, exam, began)
+    gap = gap_in(pd.DataFrame(tidy(scores['base'])))
+    facts = _facts(artwork, base, size, exam, began, gap)
     _overview(ref, columns, asked).save(out/'overview.png')
-    return write_report(out, f'{artwork.title}: three priors', _lead(artwork), columns, asked, ref,
-                        winner_in_words(scores)+front_words(columns), facts, shown, [front_section(columns)],
-                        head_of(columns, scores, exam))
+    said = gap_words(gap)+winner_in_words(scores)+front_words(columns)
+    return write_report(out, f'{artwork.title}: three priors', _lead(artwork), columns, asked, ref, said, facts, shown,
+                        [front_section(columns, gap)], head_of(columns, scores, exam))

@@ -64,6 +64,13 @@ def test_what_was_asked_for_and_trained_on_is_a_leak():
     told = check(dict(ref=ref), [Prompt(ref[0].caption.upper()), Prompt('something else')], progress=False)
     assert [f.kind for f in told.findings]==['leak'] and '1 of the prompts' in told.findings[0].sentence
 
+def test_prompts_that_are_there_twice_are_said():
+    told = check(dict(aux=FACES[:2]), [Prompt(t) for t in ('a dog', 'A  dog', 'a cat', 'a dog', 'a doge')], progress=False)
+    twice, = [f for f in told.findings if f.kind=='copies' and 'prompts' in f.sentence]
+    assert "1 of the 5 prompts are there more than once, such as 'a dog'" in twice.sentence and not twice.pictures
+    assert twice.sentence in told.lines() and twice.sentence.replace("'", '&#39;') in check_page(told.sets, told.findings, KINDS)
+    assert not any('prompts' in line for line in check(dict(aux=FACES[:2]), [Prompt('a dog'), Prompt('a cat')], progress=False).lines())
+
 def test_mix_and_captions():
     told = looked(ref=[*style_ref('openmoji').where(True)[:8]], aux=[made('a', FACES[0].open(), caption='a face'), made('b', FACES[1].open()), made('c', FACES[2].open(), caption='word '*80)])
     said = ' '.join(told.lines())
@@ -92,6 +99,25 @@ def test_pictures_are_looked_at_one_at_a_time():
     gc.collect(); Fleeting.most = 0
     see(dict(a=[Fleeting(i) for i in range(200)]), progress=False)
     assert Fleeting.most<=2
+
+def test_five_thousand_pictures_are_looked_at_with_a_line_of_progress_and_little_memory(monkeypatch, capsys):
+    "Tracing slows, so only the last thousand are traced."
+    rng, n, alive, opened = np.random.default_rng(0), 5000, [0, 0], Picture.open
+    pics = ImageSet([made(i, Image.fromarray(rng.integers(0, 256, (16,16,3), dtype=np.uint8))) for i in range(n)], 'a')
+    seen_before = []
+    def watched(self):
+        seen_before.append(self.name)
+        if len(seen_before)==4000: tracemalloc.start()
+        im = opened(self)
+        alive[0] += 1; alive[1] = max(alive)
+        weakref.finalize(im, lambda: alive.__setitem__(0, alive[0]-1))
+        return im
+    monkeypatch.setattr(Picture, 'open', watched)
+    try: seen = see(dict(a=pics)); peak = tracemalloc.get_traced_memory()[1]
+    finally: tracemalloc.stop()
+    told = capsys.readouterr().err
+    assert len(seen.where)==len(seen.table)==len(seen_before)==n and alive[1]<=2 and peak<16e6
+    assert 'looking at pictures: 100% 5000/5000' in told and '\r' not in told and len(told.splitlines())<10
 
 def test_memory_stays_flat_with_five_thousand_pictures():
     rng, n = np.random.default_rng(0), 5000

@@ -5,13 +5,14 @@ from types import SimpleNamespace
 
 import pytest, torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from typer.main import get_command
 from typer.testing import CliRunner
 
 from styleboost import cli
 from styleboost.core import StyleboostError
 from styleboost.judging import metrics
+from styleboost.judging.drift import EACH
 from styleboost.training import priors
 from styleboost.cli import app, main
 from styleboost.exporting.export import LAYOUTS
@@ -126,7 +127,7 @@ def test_help_names_every_method_layout_style_and_default():
                for w in words if w not in told[command]]
     assert missing==[]
     study = {p.name: p.default for p in get_command(app).commands['compare'].params}
-    assert (study['sampler'], study['scheduler'])==(DRAW_STEPS, DRAW_SAMPLER)
+    assert (study['sampler'], study['scheduler'], study['drift'])==(DRAW_STEPS, DRAW_SAMPLER, EACH)
 
 def test_an_option_of_the_table_is_a_field_of_the_recipe_or_of_an_adapter():
     recipe, adapter = ({f.name for f in fields(cls)} for cls in (Recipe, method_class('lora')))
@@ -374,6 +375,16 @@ def test_a_file_of_ones_own_says_what_options_say(here, tmp_path):
     runs = [Run(tmp_path/n) for n in ('mine','table','typed')]
     assert runs[0].recipe==runs[1].recipe==runs[2].recipe and {r.seed for r in runs}=={7} and runs[0].recipe['grad_clip'] is None
     assert len({r.weights.read_bytes() for r in runs})==1 and not any((r.folder/'samples').exists() for r in runs)
+
+@pytest.mark.parametrize('said, meant', [
+    *[(w, [w]) for w in ('none', 'generated', 'generated:a+b', 'world:people', 'suggest:world:people', 'hold:class', 'hold:blank', 'hold:world:people', 'hold:suggest:world:people', 'hold:generated', 'aux:world:people', 'anchor:2')],
+    ('mine', ['{x}/mine']), ('aux:mine', ['aux:{x}/mine']), ('suggest:mine', ['suggest:{x}/mine']), ('hold:mine', ['hold:{x}/mine']), ('hold:suggest:mine', ['hold:suggest:{x}/mine']), ('class', ['{x}/class']),
+    ('hold:class+mine', ['hold:class','{x}/mine']), ('mine+hold:mine+anchor:2', ['{x}/mine','hold:{x}/mine','anchor:2']), ('a+b', ['{x}/a+b']), ('hold:a+b', ['hold:{x}/a+b']), ('/mine', ['/mine'])])
+def test_folders_of_a_prior_are_seen_from_where_the_file_lies(tmp_path, said, meant):
+    (tmp_path/'a+b').mkdir()
+    for text,more in ((json.dumps(said), []), (json.dumps(['world:things', said]), ['world:things'])):
+        (tmp_path/'mine.toml').write_text(f'prior = {text}')
+        assert cli._saved(tmp_path/'mine.toml').prior==more+[w.format(x=tmp_path) for w in meant]
 
 def test_an_option_goes_before_the_file(here, tmp_path):
     (here/'mine.toml').write_text(MINE)
@@ -685,6 +696,14 @@ def test_a_mistake_is_one_line_and_a_status_from_anywhere_without_a_home(tmp_pat
     p = process('sample', 'nowhere', '--prompt', 'a', '--out', 'x', cwd=tmp_path, HOME='/nowhere')
     out, err = p.communicate(timeout=200)
     assert p.returncode==1 and not out and len(err.splitlines())==1 and err.startswith('styleboost: nowhere') and not list(tmp_path.iterdir())
+
+def test_a_lora_for_another_base_is_one_line(strong, tmp_path):
+    file = tmp_path/'other.safetensors'
+    assert in_process('export', strong, '--to', 'kohya', '--out', file).code==0
+    save_file({k: torch.cat([v, v], 1) if k.endswith('lora_down.weight') else v for k,v in load_file(file).items()}, file)
+    p = process('sample', 'tiny', '--lora', file, '--prompt', 'a dog', '--out', 'x', cwd=tmp_path)
+    out, err = p.communicate(timeout=200)
+    assert p.returncode==1 and not out and len(err.splitlines())==1 and err.startswith(f'styleboost: {file} does not fit') and 'draw with the base' in err
 
 def test_with_debug_a_mistake_shows_where_it_happened():
     done = in_process('--debug', 'sample', 'nowhere', '--prompt', 'a', '--out', 'x')

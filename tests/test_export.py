@@ -54,7 +54,7 @@ def same(a, b): return np.abs(a-b).max()<=2
 
 # diffusers
 
-@pytest.mark.parametrize('method', ['full','lora','dora','lokr','oft','miss'])
+@pytest.mark.parametrize('method', ['full','lora','dora','lokr','oft','miss','svdiff'])
 def test_any_method_as_a_folder_draws_in_diffusers_what_the_run_draws(runs, base, tmp_path, method):
     run = runs(method)
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(export(run, tmp_path/'out', pictures=False), local_files_only=True)
@@ -183,6 +183,22 @@ def test_a_single_file_comes_back_through_diffusers_as_it_was(family, tmp_path, 
         want, have = b.modules[part].state_dict(), getattr(got, part).state_dict()
         assert want.keys()==have.keys() and [k for k in want if not torch.equal(want[k], have[k])]==[]
     assert same(drawn(got), drawn(pipe))
+
+def test_svdiff_as_a_single_file_draws_what_the_run_draws_and_its_card_says_what_it_is(quick, family_folder, own_folder, tmp_path):
+    r = quick(method='svdiff', steps=1, resolution=64, base=str(family_folder('sd1')))
+    run, g = train(r, tmp_path/'run', progress=False, device='cpu'), torch.Generator().manual_seed(1)
+    save_file({k: v+.05*torch.randn(v.shape, generator=g) for k,v in load_file(run.weights).items()}, run.weights)
+    run, config = Run(run.folder), own_folder('sd1')
+    file = Path(export(run, tmp_path/'out', 'single-file', pictures=False))
+    for f in config.rglob('*.safetensors'): f.unlink()
+    pipe = diffusers.StableDiffusionPipeline.from_single_file(file, config=str(config), local_files_only=True, safety_checker=None)
+    pipe.scheduler = diffusers.DDIMScheduler.from_config(pipe.scheduler.config)
+    pipe.set_progress_bar_config(disable=True)
+    got = pipe(PROMPT, num_inference_steps=3, guidance_scale=7., height=64, width=64, generator=torch.Generator().manual_seed(3)).images[0]
+    draw = lambda m: np.asarray(sample(m, PROMPT, 3, 3, 7., size=64, raw=True, device='cpu')[0], int)
+    assert same(np.asarray(got, int), draw(run)) and not same(draw(run), draw(load_base(family_folder('sd1'))))
+    card = (file.parent/'README.md').read_text()
+    assert all(w in card for w in ('svdiff', 'a photo of zwx style', run.info['base_hash'], file.name))
 
 def full_size(name):
     "The published architecture, without memory for its weights."

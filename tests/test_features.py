@@ -4,11 +4,12 @@ import copy, json, os, shutil, sys, types
 import pytest, torch, torch.nn.functional as F
 from PIL import Image, ImageChops
 from safetensors.torch import load_file, save_file
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel, CLIPVisionModelWithProjection
 
 from styleboost.bases.load import blank
+from styleboost.cli import _judge_of
 from styleboost.judging.closeness import cmmd
-from styleboost.judging.encoders import ClipEncoder, CsdEncoder, load_encoder
+from styleboost.judging.encoders import ClipEncoder, CsdEncoder, check_apart, load_encoder
 from styleboost.judging.introstyle import IntroStyle
 from styleboost.judging.metrics import score
 from styleboost.judging import judge as judging
@@ -19,6 +20,10 @@ from styleboost.pictures.images import ImageSet, Picture, png
 from styleboost.pictures.prompts import Prompt
 from styleboost.pictures.world import pictures, pool, reference
 from styleboost.studies.eyes import eyes
+from styleboost.studies.ready import FinishedRun
+from styleboost.studies.study import Study
+from styleboost.studies.style import Style
+from styleboost.training.loop import train
 
 SMALL = dict(hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=2)
 
@@ -27,7 +32,7 @@ def clip_folder(tmp_path_factory):
     "A small CLIP model that knows nothing, as transformers saves it."
     folder, tok = tmp_path_factory.mktemp('clip')/'small', load_judge().tokenizer
     torch.manual_seed(0)
-    CLIPModel(CLIPConfig(text_config=dict(SMALL, vocab_size=len(tok), max_position_embeddings=20, eos_token_id=tok.eos_token_id), vision_config=dict(SMALL, image_size=32, patch_size=8), projection_dim=16)).save_pretrained(folder)
+    CLIPModel(CLIPConfig(text_config=dict(SMALL, vocab_size=len(tok), max_position_embeddings=20, eos_token_id=tok.eos_token_id), vision_config=dict(SMALL, image_size=32, patch_size=8, projection_dim=16), projection_dim=16)).save_pretrained(folder)
     tok.save_pretrained(folder)
     return folder
 
@@ -144,6 +149,40 @@ def test_a_long_prompt_is_read_from_its_beginning_and_it_is_said(clip_folder, sa
     short, long = 'dog '*(most-2), 'dog '*(most+9)
     v = e.embed_texts([short.strip(), long, 'cat'])
     assert torch.allclose(v[0], v[1], atol=1e-5) and not torch.allclose(v[0], v[2], atol=1e-3) and any('1 of 3 prompts' in m and str(most) in m for m in said())
+
+# the judge may not train the judged
+
+@pytest.mark.parametrize('what', ['itself','a copy','its half for pictures','other weights','gone'])
+def test_a_judge_that_taught_is_known_by_its_weights(clip_folder, tmp_path, refused, what):
+    folder = clip_folder if what=='itself' else tmp_path/'elsewhere'
+    if what=='a copy': shutil.copytree(clip_folder, folder)
+    if what in ('its half for pictures','other weights'):
+        half = CLIPVisionModelWithProjection.from_pretrained(clip_folder)
+        if what=='other weights': next(half.parameters()).data += 1
+        half.save_pretrained(folder)
+    judge = load_encoder(clip_folder)
+    for other in (None, load_judge()): check_apart(str(folder), other)
+    if what in ('other weights','gone'): return check_apart(str(folder), judge)
+    with refused('clip:small', str(folder), 'such as world'): check_apart(str(folder), judge)
+
+@pytest.mark.parametrize('copied', [False, True])
+def test_what_learns_through_an_encoder_may_not_learn_through_the_embedded_judge(base, quick, tmp_path, refused, copied):
+    folder = shutil.copytree(JUDGE, tmp_path/'mine') if copied else JUDGE
+    with refused(str(folder), 'is a judge', 'another encoder'):
+        train(quick(method='inst_port', pictures=3, encoder=str(folder)), tmp_path/'run', base=base, progress=False, device='cpu')
+    assert not (tmp_path/'run').exists()
+
+def test_a_study_and_score_refuse_the_encoder_that_a_run_learnt_through(base, quick, ref, clip_folder, tmp_path, refused):
+    r = quick(None, method='inst_port', pictures=3, encoder=str(clip_folder), width=16)
+    run = train(r, tmp_path/'run', base=base, progress=False, device='cpu')
+    real = ImageSet(SOME, 'real')
+    style = Style('mine', ref, real, [Prompt('a dog')], [Prompt('a cat'), Prompt('a house')])
+    def refuse(arms, judge): Study(style, arms, tmp_path/'study', (0,1), (2,), base, judge=judge, device='cpu', drift=0, sampler=1).refuse()
+    for arms in (dict(word=r), dict(word=FinishedRun(run.folder))):
+        with refused('The arm word', 'clip:small', 'such as world'): refuse(arms, str(clip_folder))
+        refuse(arms, None)
+    with refused('clip:small', 'such as world'): _judge_of(run.folder, str(clip_folder))
+    assert _judge_of(run.folder, 'world') is load_judge() and _judge_of(tmp_path, str(clip_folder)) is load_encoder(str(clip_folder))
 
 def test_asking_for_people_gives_probabilities(clip_folder):
     p = load_encoder(clip_folder).people(SOME)

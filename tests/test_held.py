@@ -80,14 +80,17 @@ def test_autocast_keeps_nothing_of_the_base_for_the_tuned_model(lively, ref, nam
     assert len(ours[0])==len(theirs[0])>10 and ours[1]==pytest.approx(theirs[1], rel=1e-3) and ours[1]>1e-6
     for a,b in zip(ours[0], theirs[0]): torch.testing.assert_close(a, b, rtol=.05, atol=1e-3*b.abs().max().item()+1e-7)
 
-def test_a_held_binding_costs_one_more_forward_of_its_rows(base, ref, aux, quick):
+@pytest.mark.parametrize('name', ['full','lora','textual_inversion'])
+def test_a_held_binding_costs_one_more_forward_of_its_rows(base, ref, aux, quick, name):
     def rows(recipe):
         tuned, beginning, batch = prepared_by_hand(base, recipe)
         seen = []
         tuned.net.register_forward_pre_hook(lambda net, given: seen.append((len(given[0]), torch.is_grad_enabled())))
         Objective(tuned, beginning)(batch)
         return seen
-    assert rows(quick(aux, batch=2, resolution=64))==[(4,True)] and rows(hold(ref, **QUICK))==rows(hold(ref, aux, **QUICK))==[(2,False),(4,True)]
+    kw = dict(QUICK, method=name)
+    assert rows(quick(aux, method=name, batch=2, resolution=64))==[(4,True)] and rows(hold(ref, **kw))==rows(hold(ref, aux, **kw))==[(2,False),(4,True)]
+    assert rows(with_hold(hold(ref, aux, **kw), None, '', more=True))==[(4,False),(6,True)]        # of two held bindings the rows go together
 
 def test_held_on_the_style_it_sees_the_very_latents_of_the_style(base, ref, aux):
     "Whether the set is the same or equal; on other pictures it sees its own."
@@ -118,6 +121,22 @@ def test_with_an_endless_anchor_nothing_moves(base, ref, tmp_path):
     assert far[2]==0 and far[0]>2*far[1]>0
     lora = [max(products(go(f'lora{lam}', 'lora', anchor=lam))) for lam in (None, 1e30)]
     assert lora[1]<1e-20 and lora[0]>1e-5
+
+@pytest.mark.parametrize('name', METHODS)
+def test_by_every_method_nothing_moves_until_the_endless_anchor_is_weighed(base, ref, name):
+    "What a method adds stays nought where two factors make it, and every other weight is where it began, to the last bit."
+    recipe, acc = accelerator_for(settled(no_prior(ref, method=name, anchor=1e30, **QUICK), base), (), 'x', 'cpu')
+    t = prepared(replace(base.own(), shared=False), recipe, 0, acc)
+    t.stepper.rate(1e-2)
+    products = t.base.method.products(t.base)
+    apart = {id(p) for a,b,_ in products for p in (a,b)}
+    start = [(p, p.detach().clone()) for p in t.stepper.params if id(p) not in apart]
+    def far(): return max([(p-w).abs().max().item() for p,w in start]+[(b.flatten(1)@a.flatten(1)).abs().max().item() for a,b,_ in products])
+    for _ in range(2): t.step()
+    assert far()<1e-20
+    t.anchor = None
+    for _ in range(2): t.step()
+    assert far()>1e-5
 
 def test_the_anchors_step_is_the_proximal_step_of_what_it_holds(base):
     "Against the same minimum found by gradient descent: over the product's two factors, one after the other."

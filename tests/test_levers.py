@@ -7,10 +7,17 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 
 from styleboost.bases.load import blank
-from styleboost.methods.method import attached
+from styleboost.methods.adapters import ADAPTERS
+from styleboost.methods.load import METHODS
+from styleboost.methods.method import attached, trained
+from styleboost.training.batches import Batches
+from styleboost.training.held import begun
 from styleboost.training.levers import attention_of, head_sizes, in_half, set_attention, xformers_fault
 from styleboost.training.loop import train
+from styleboost.training.objective import Objective
+from styleboost.training.recipes import settled, with_hold
 from styleboost.training.stepper import Stepper
+from styleboost.training.trainer import ready
 
 # attention
 
@@ -114,7 +121,50 @@ def test_running_out_of_memory_says_what_to_pull(base, quick, tmp_path, refused,
     monkeypatch.setattr(Stepper, 'backward', full)
     with refused('step 1', '--memory', 'fused backward'): train(quick(), tmp_path/'run', base=base, device='cpu', progress=False)
 
-# several processes
+# several parts, several processes
+
+EVERY = dict(specialist_reconstruction=dict(content=1., every=1, walk=2), dreamartist=dict(pixels=1.), inst_port=dict(pictures=3))   # what there is of them in each step
+ONE_OF_A_KIND = [m for m in METHODS if m not in {a.name for a in ADAPTERS}-{'lora'}]
+
+@pytest.fixture
+def taught(quick, family_base):
+    "What step 0 of a method teaches in so many parts: losses, gradients."
+    def make(name):
+        b = family_base('sd1')
+        # at 64 pixels a group of the innermost normalisation is one number, whose gradient is rounding alone
+        r = settled(with_hold(quick(method=name, batch=4, resolution=128, precision='no', **EVERY.get(name, {})), more=True), b)
+        batches, tuned, g = Batches(b, r, 0, 'cpu'), attached(b, r.method), torch.Generator().manual_seed(0)
+        r.method.look(tuned, r.bindings)
+        params = trained(tuned)
+        for p in params.values(): p.data += .02*torch.randn(p.shape, generator=g)          # nothing is held back by a nought
+        armed = ready(tuned, r, batches.texts, 'cpu')
+        objective = Objective(armed, begun(armed, r))
+        def of(parts):
+            found = [torch.stack(objective(batches(0, k, parts)))/parts for k in range(parts)]
+            for p in params.values(): p.grad = None
+            sum(found).sum().backward()
+            return sum(found).detach(), {k: p.grad for k,p in params.items() if p.grad is not None}
+        return of
+    return make
+
+@pytest.mark.parametrize('name', ONE_OF_A_KIND)
+def test_the_parts_of_a_step_teach_what_the_step_does(taught, name):
+    "On which accumulation and several processes rest: with a prior, and held to the base beside it."
+    of = taught(name)
+    losses, grads = of(1)
+    for parts in (2, 4):
+        again, same = of(parts)
+        torch.testing.assert_close(again, losses, rtol=1e-4, atol=1e-6)
+        apart, long = (torch.cat([x.flatten() for x in v]).norm().item() for v in ([same[k]-grads[k] for k in grads], grads.values()))
+        assert len(losses)==3 and grads.keys()==same.keys() and apart<1e-3*long
+
+@pytest.mark.parametrize('parts', [1, 2, 4])
+def test_a_content_loss_counts_once_a_step_whatever_shapes_its_pictures_have(quick, base, picture, parts):
+    ref = type(quick().bindings[0].images)([picture(n, size) for n,size in (('a',(64,64)), ('b',(96,64)), ('c',(64,96)), ('d',(64,64)))], 'ref')
+    r = settled(quick(ref=ref, method='specialist_reconstruction', doubled=False, batch=4, buckets=True), base)
+    batches = Batches(base, r, 0, 'cpu')
+    seen = [r.method.compared(b.part(rows)) for b in (batches(0, k, parts) for k in range(parts)) for rows in b.shapes()]
+    assert len(seen)>parts and [many for i,many in seen if i is not None]==[4] and r.method.compared(batches(1))==(None, 0)
 
 LAUNCH = '''
 import sys
@@ -122,12 +172,13 @@ from styleboost.pictures.images import ImageSet
 from styleboost.training.recipes import no_prior, with_hold, with_prior
 from styleboost.training.loop import train
 here, out, method = sys.argv[1:]
-recipe = with_prior(no_prior(ImageSet.from_folder(f'{here}/ref'), batch=2, steps=3, lr=1e-3, checkpoint=2, method=method, anchor=1., ema=.2), ImageSet.from_folder(f'{here}/aux'))
+more = dict(specialist_reconstruction=dict(content=1., every=1, walk=2)).get(method, {})
+recipe = with_prior(no_prior(ImageSet.from_folder(f'{here}/ref'), batch=2, steps=3, lr=1e-3, checkpoint=2, method=method, anchor=1., ema=.2, **more), ImageSet.from_folder(f'{here}/aux'))
 recipe = with_hold(recipe, more=True)
 train(recipe, f'{here}/{out}', device='cpu', progress=False, every=1)
 '''
 
-@pytest.mark.parametrize('method', ['full', 'lora'])
+@pytest.mark.parametrize('method', ['full','lora','specialist_reconstruction'])
 def test_two_processes_learn_what_one_learns(tmp_path, ref, aux, method):
     "With a prior, held to the base beside it, anchored and averaged."
     ref.save(tmp_path/'ref'); aux.save(tmp_path/'aux'); (tmp_path/'go.py').write_text(LAUNCH)

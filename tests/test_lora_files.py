@@ -110,10 +110,11 @@ def spoilt(file, change, **about):
     save_file(tensors, file, about or None)
     return file
 
-def test_a_lora_for_another_base_is_one_sentence(lively, written, refused):
+def test_a_lora_for_another_base_is_one_sentence(lively, written, refused, capfd):
     kohya = written(tuned(lively, rank=4), 'kohya')
     for other in ('sd1','sdxl'):
-        with refused(kohya, f'does not fit blank {other}', 'is a LoRA for another base'): with_lora(blank(other), kohya)
+        with refused(kohya, f'does not fit blank {other} (down_blocks', 'is a LoRA for another base', 'draw with the base that it was made for'): with_lora(blank(other), kohya)
+        assert capfd.readouterr().err==''
     with refused(kohya, 'for another base'): with_lora(lively, spoilt(kohya, lambda t: {k.replace('down_blocks_1', 'down_blocks_9'): v for k,v in t.items()}))
 
 def test_a_peft_adapter_for_another_base_is_one_sentence(lively, written, refused):
@@ -144,6 +145,19 @@ def test_pefts_layout_needs_its_settings(lively, written, refused):
     folder = written(tuned(lively, rank=4), 'peft')
     (folder/'adapter_config.json').unlink()
     with refused('adapter_config.json', 'is not beside it'): with_lora(lively, folder)
+
+@pytest.mark.parametrize('spoil', [lambda text: text[:20], lambda text: json.dumps(dict(json.loads(text), r='four')), lambda text: json.dumps(dict(json.loads(text), rank_pattern=4))])
+def test_damaged_settings_are_no_sign_of_another_base(lively, written, refused, spoil):
+    b = tuned(lively, rank=4)
+    beside = written(b, 'peft')/'adapter_config.json'
+    beside.write_text(spoil(beside.read_text()))
+    with refused(beside, 'damaged', 'fetch it again'): with_lora(lively, beside.parent)
+    made, about = lora_tensors(b.method, b)
+    bad = {k.removeprefix('unet.'): v for k,v in json.loads(about['lora_adapter_metadata']).items()}
+    text = spoil(json.dumps(bad))
+    if text.endswith('}'): text = json.dumps({f'unet.{k}': v for k,v in json.loads(text).items()})
+    save_file(made, beside.parent/'x.safetensors', dict(about, lora_adapter_metadata=text))
+    with refused('x.safetensors', 'damaged', 'fetch it again'): with_lora(lively, beside.parent/'x.safetensors')
 
 @pytest.mark.parametrize('more, word', [(dict(megatron_config={'a': 1}), 'megatron_config'), (dict(init_lora_weights='pissa'), 'init_lora_weights'), (dict(rank_pattern={'(a+)+$': 2}), '(a+)+$'), (dict(peft_type='LOHA'), 'LOHA'), ([1], 'no table')])
 def test_a_file_that_asks_for_more_than_a_strength_is_refused(lively, written, refused, more, word):

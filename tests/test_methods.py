@@ -1,8 +1,10 @@
 "Every method: the base's own predictions at step 0, only what is named moves, what is learnt survives, and any prior will do."
 import hashlib, re
+from dataclasses import replace
 
 import numpy as np, pytest, torch
 from safetensors.torch import load_file
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from styleboost.bases.load import blank, load_base
 from styleboost.bases.sampling import sample
@@ -10,7 +12,8 @@ from styleboost.bases.stable_diffusion import Unet
 from styleboost.exporting.export import export
 from styleboost.methods.adapters import ADAPTERS, Scaled
 from styleboost.methods.load import METHODS, make_method
-from styleboost.methods.method import attached, restore, state, trained, trained_modules
+from styleboost.methods.method import attached, frozen as at_rest, restore, state, trained, trained_modules
+from styleboost.methods.svdiff import Shift, combined
 from styleboost.training.loop import train
 from styleboost.training.recipes import Generated, Recipe, settled
 from styleboost.training.runs import Run
@@ -181,11 +184,12 @@ def test_an_adapter_suggests_its_own_learning_rate_and_full_leaves_it_to_the_bas
 
 # training
 
-@pytest.mark.parametrize('name, prior', [(m,'aux') for m in METHODS if m!='controlnet'] + [('lora','none'), ('lora','generated')])
+@pytest.mark.parametrize('name, prior', [(m,'aux') for m in METHODS] + [('lora','none'), ('lora','generated')])
 def test_any_method_with_any_prior(base, quick, aux, tmp_path, name, prior):
     r = quick(dict(none=None, aux=aux, generated=Generated('a photo of style', 1, steps=1))[prior], method=name, **(dict(rank=4) if name in TUNING[len(PLAIN):] else {}))
     run = train(r, tmp_path/'run', base=base, progress=False, every=1, device='cpu', cache=tmp_path/'cache')
-    ours, before = (sample(m, 'a photo of zwx style, a dog', 3, steps=2, raw=True)[0].tobytes() for m in (run, base))
+    followed = dict(pictures=[aux[0].open()]) if run.method.see(torch.zeros(1,3,8,8)) else {}
+    ours, before = (sample(m, 'a photo of zwx style, a dog', 3, steps=2, raw=True, **more)[0].tobytes() for m,more in ((run, followed), (base, {})))
     assert run.done and ours!=before and (len(run.log[0])==3+(prior!='none'))
 
 def test_a_run_of_an_adapter_is_small_and_holds_only_the_adapter(base, quick, tmp_path):
@@ -205,6 +209,45 @@ def test_the_given_base_is_not_touched_by_an_adapter(base, quick, tmp_path):
     now = lambda: {k: digests(m.state_dict()) for k,m in base.learning.items()}
     before = now(); train(quick(method='lora'), tmp_path/'run', base=base, progress=False, device='cpu')
     assert now()==before and not any(p.requires_grad for p in base.net.parameters())
+
+# singular values
+
+@pytest.mark.parametrize('device', ['cpu','cuda','mps'])
+def test_svdiff_finds_its_directions_on_the_processor_and_keeps_them_in_half_wherever_the_weight_is(device, monkeypatch):
+    found, svd = [], torch.linalg.svd
+    monkeypatch.setattr(torch.linalg, 'svd', lambda m, **kw: found.append((m.device.type, m.dtype)) or svd(m, **kw))
+    with FakeTensorMode(): s = Shift(torch.empty(4, 3, 3, 3, device=device))
+    assert found==[('cpu', torch.float64)] and {x.device.type for x in (s.u, s.v, s.s, s.delta)}=={device}
+    assert (s.u.dtype, s.s.dtype, s.v.dtype)==(torch.float16, torch.float32, torch.float16)
+
+def test_svdiffs_gradient_is_that_of_the_shifted_weight():
+    g = torch.Generator().manual_seed(0)
+    w = torch.randn(5, 4, 3, 3, generator=g)
+    s = Shift(w)
+    with torch.no_grad(): s.delta.copy_(torch.randn(5, generator=g))
+    plainly = w+((s.u.float()*((s.s+s.delta).relu()-s.s))@s.v.float()).view_as(w)
+    torch.testing.assert_close(s.shifted(w), plainly)
+    torch.testing.assert_close(*(torch.autograd.grad(x.sin().sum(), s.delta)[0] for x in (s.shifted(w), plainly)))
+
+def test_svdiff_draws_and_folds_in_the_very_weights_that_it_trains_with(base):
+    b = attached(base, method('svdiff'))
+    disturb(b)
+    training, layer = b.net.unet.conv_in.weight.detach().clone(), b.net.unet.conv_in
+    assert torch.equal(at_rest(b).net.unet.conv_in.weight, training) and not torch.equal(training, base.net.unet.conv_in.weight)
+    b.method.merge(b)
+    assert torch.equal(layer.weight, training) and isinstance(layer._parameters['weight'], torch.nn.Parameter)
+
+def test_shifts_of_runs_add_up_and_those_of_anything_else_are_refused(base, quick, family_base, tmp_path, refused):
+    small, other = family_base('sd1'), family_base('sd1', seed=1)
+    small, other = (replace(b, hash=h) for b,h in ((small, 'one'), (other, 'two')))
+    def go(name, b=small, **kw): return train(quick(**dict(dict(method='svdiff', steps=1, lr=1e-2, resolution=64), **kw)), tmp_path/name, base=b, progress=False, device='cpu')
+    one, two = go('one'), go('two', steps=2)
+    a, b, both = one.learnt(), two.learnt(), combined([one, two], [.5, .25])
+    assert a.keys()==both.keys() and all(torch.allclose(both[k], a[k]/2+b[k]/4) for k in a) and any(v.any() for v in both.values())
+    for name,words,kw in (('lora', ('lora', 'no shifts'), dict(method='lora', rank=2)), ('elsewhere', ('one', 'different bases'), dict(b=other)), ('net', ('one', 'text_encoder'), dict(text_encoder=False))):
+        with refused(tmp_path/name, *words): combined([one, go(name, **kw)], [.5, .5])
+    for runs,shares in (([], []), ([one], [1, 1])):
+        with refused(f'{len(runs)} runs and {len(shares)} shares'): combined(runs, shares)
 
 # ranks by noise level
 

@@ -328,6 +328,7 @@ def test_the_style_itself_as_another_style_leaves_no_gap_and_no_score_by_csls(sa
     twin = ImageSet(REAL.pictures[:40], 'twin')
     t = score(TRUE[:20], ImageSet(REAL.pictures[40:]), ASKED[:20], others=[twin])
     assert abs(t.style_gap['all'])<.05 and any('do not trust style similarity' in s and 'twin' in s for s in said())
+    assert 'style' in t and not [c for c in t if c.startswith('style_csls')]
 
 def test_other_styles_change_nothing_but_what_is_measured_against_them():
     a, b = (score(TRUE[:20], REAL, ASKED[:20], others=o) for o in (None, [pool('micah')[:20], pool('landscape')[:20]]))

@@ -1,5 +1,6 @@
 "The papers' methods: trained, resumed, handed over, and drawn by other programs."
 import json, re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np, pytest, torch
@@ -9,13 +10,15 @@ from safetensors.torch import load_file, save_file
 from styleboost.bases.base import Condition
 from styleboost.bases.load import blank, load_base
 from styleboost.bases.sampling import sample
-from styleboost.exporting.export import export
+from styleboost.exporting.export import export, merged
 from styleboost.methods.custom_diffusion import sizes_of
 from styleboost.methods.hypernetwork import prompt_layers
 from styleboost.methods.load import make_method
-from styleboost.methods.method import View, attached, state
+from styleboost.methods.method import View, attached, state, trained
+from styleboost.methods.textual_inversion import tables
 from styleboost.training.batches import Batch, Batches
 from styleboost.training.loop import train
+from styleboost.training.mix import mixed
 from styleboost.training.plan import plan
 from styleboost.training.recipes import no_prior, settled, styleboost
 from styleboost.training.runs import Run
@@ -64,6 +67,27 @@ def test_a_run_that_is_opened_again_draws_what_was_learnt(go, base, name):
 @pytest.mark.parametrize('kw', [dict(checkpointing=True), dict(precision='bf16'), dict(accumulate=2, batch=2)], ids=str)
 def test_a_lever_does_not_stop_it_and_is_planned(go, base, quick, name, kw):
     assert go('run', name, steps=2, **kw).done and plan(base, quick(method=name, **SHORT.get(name, {}), **kw), 'cpu').step>0
+
+@pytest.mark.parametrize('name', ['dreamstyler','dreamartist','inst_port'])
+def test_checkpointing_is_worth_it_where_words_alone_learn(quick, name):
+    of = lambda on: plan(blank('sd1'), quick(method=name, batch=4, precision='no', resolution=64, checkpointing=on, **SHORT.get(name, {})), 'cpu').step
+    assert of(True)<.9*of(False)
+
+@papers
+def test_only_what_is_named_moves_and_all_of_it(base, quick, name):
+    r = settled(quick(method=name, batch=4, **SHORT.get(name, {})), base)
+    b, batches = attached(base, r.method), Batches(base, r, 0, 'cpu')
+    r.method.look(b, r.bindings)
+    mine = trained(b)
+    named = lambda: {f'{k}.{n}': p for k,m in b.modules.items() for n,p in (*m.named_parameters(), *m.named_buffers()) if f'{k}.{n}' not in mine}
+    before, still = ({k: p.detach().clone() for k,p in d.items()} for d in (mine, named()))
+    opt = torch.optim.Adam(mine.values(), 1e-2)
+    for step in range(6):
+        r.method.losses(b, batches(step)).mean().backward()
+        opt.step(); opt.zero_grad()
+    whole = lambda k: (mine[k]!=before[k]).any(1).all() if k.endswith('rows') else not torch.equal(mine[k], before[k])
+    assert all(k.endswith(LEARNT.get(name, ('rows',))) for k in mine) and [k for k in mine if not whole(k)]==[]
+    assert equal(still, named()) and all(p.grad is None for p in named().values())
 
 @pytest.mark.parametrize('name', PAPERS[:3])
 def test_a_word_has_rows_in_both_text_encoders_of_sdxl(quick, family_base, tmp_path, name):
@@ -114,6 +138,12 @@ def test_what_other_programs_cannot_hold_is_refused_in_a_sentence(go, tmp_path, 
     for to in ('diffusers','single-file','embedding'):
         with refused(name, f'{to} has no place'): export(run, tmp_path/'out', to)
 
+@pytest.mark.parametrize('name, words', [('dreamstyler', ('level of noise', 'export it to embeddings')), ('styledrop_port', ('GELU', 'draw with the run'))])
+def test_what_cannot_be_folded_in_is_refused_with_the_cause_and_the_way_out(go, refused, name, words):
+    run = go('run', name, steps=1)
+    with refused(name, 'cannot be folded', *words): merged(run)
+    with refused(name, 'cannot be folded', *words): mixed([run])
+
 def test_the_lines_on_dreamstylers_card_change_the_word_while_they_draw(go, tmp_path, monkeypatch):
     run = disturbed(go('run', 'dreamstyler', steps_sampled=4, stages=3, vectors=2), .3)
     file = Path(export(run, tmp_path/'out', 'embeddings', pictures=False))
@@ -156,6 +186,18 @@ def test_insts_word_draws_in_diffusers_what_the_run_draws(quick, family_folder, 
     file, pipe = Path(export(run, tmp_path/'out', 'embedding', pictures=False)), pipe_of(family_folder('sd1'))
     pipe.load_textual_inversion(str(file), token='zwx')
     assert [len(v) for v in load_file(file).values()]==[1] and abs(theirs(pipe, 'a photo of zwx style, a dog', None)-ours(run)).max()<=2
+
+def test_insts_two_encoders_of_sdxl_have_a_map_each_and_one_file_for_diffusers(quick, family_folder, tmp_path):
+    r = quick(method='inst_port', base=str(family_folder('sdxl')), resolution=64, steps_sampled=2, **SHORT['inst_port'])
+    run = disturbed(train(r, tmp_path/'run', progress=False, device='cpu'))
+    kept, rows = load_file(run.weights), load_file(Path(export(run, tmp_path/'out', 'embedding', pictures=False)))
+    assert {k.split('.')[0] for k in kept}=={'text_encoder','text_encoder_2'} and [*rows]==['clip_g','clip_l'] and [len(v) for v in rows.values()]==[1,1]
+    want = [t.rows[:1] for t in tables(run.model()).values()]
+    assert torch.equal(rows['clip_l'], want[0]) and torch.equal(rows['clip_g'], want[1])
+
+def test_insts_map_has_the_numbers_of_the_paper_that_learn():
+    with torch.device('meta'): b = attached(blank('sd1', full=True, device='meta'), make_method('inst_port', width=768))
+    assert sum(p.numel() for p in trained(b).values())==1_377_792
 
 # what losses see
 
@@ -292,6 +334,52 @@ def test_nothing_is_learnt_through_the_first_token(base):
     layer.weight.grad = None
     torch.nn.functional.linear(c[:,1:], layer.weight).square().sum().backward()
     assert torch.allclose(got, layer.weight.grad, rtol=1e-4, atol=1e-5)
+
+# what a paper was written for
+
+BARE = 'leaves to captions'
+@pytest.mark.parametrize('name', ['dreamstyler','styledrop_port','lora'])
+@pytest.mark.parametrize('captioned', [True, False])
+def test_a_method_that_leaves_the_content_to_captions_says_where_there_are_none(base, quick, ref, tmp_path, said, name, captioned):
+    bare = type(ref)([replace(p, caption=p.caption if captioned else '') for p in ref], 'mine')
+    train(quick(ref=bare, method=name, steps=1), tmp_path/'run', base=base, progress=False, device='cpu')
+    told = [t for t in said() if BARE in t]
+    assert len(told)==(name!='lora' and not captioned) and all(t.startswith(f'mine: {name}') and '.txt' in t and t.endswith('.') for t in told)
+
+def test_a_picture_without_a_caption_among_others_is_named(quick, ref, picture, refused, said):
+    some = type(ref)([*ref, picture('bare', caption='')], 'mine')
+    with refused('mine', 'bare.png', '.txt'): quick(ref=some, method='styledrop_port').bindings[0].prompts()
+    quick(ref=some, method='dreamstyler')
+    assert 'bare.png' in said()[-1]
+
+ONE = ('styledrop_port','dreamartist','dreamstyler','inst_port')
+@pytest.mark.parametrize('name', sorted({*PAPERS, 'full','lora','textual_inversion','hypernetwork','svdiff'}))
+@pytest.mark.parametrize('n', [1, 3])
+def test_one_picture_where_a_paper_has_several_and_the_reverse_is_said(ref, said, name, n):
+    mine = type(ref)(ref.pictures[:n], 'mine')
+    recipe = no_prior(mine, method=name, **SHORT.get(name, {}))
+    recipe.method.check(recipe.bindings)
+    want = {(True,3): 'has 3 pictures', (False,1): 'has one picture'}.get((name in ONE, n))
+    told = [t for t in said() if t.startswith('mine has')]
+    assert (want is None and told==[]) or (len(told)==1 and want in told[0] and name in told[0])
+
+@pytest.mark.parametrize('name', ['textual_inversion','custom_diffusion','dreamartist','inst_port','pivotal'])
+def test_a_word_that_the_base_knows_already_is_refused(go, name, refused):
+    "As of a folder into which the same word was folded before."
+    tuned = merged(go('run', name, steps=1))
+    with refused('knows one of', 'zwx', 'choose another word'): attached(tuned, Run(go('run', name, resume=True).folder).method)
+
+@pytest.mark.parametrize('name', ['hypernetwork','styledrop_port'])
+def test_a_base_that_looks_at_no_prompt_is_refused(base, name, refused):
+    own = base.own()
+    for m in own.net.unet.modules():
+        if hasattr(m, 'attn2'): del m.attn2, m.ff
+    with refused(base.name, 'attention', 'choose lora'): attached(own, make_method(name))
+
+@pytest.mark.parametrize('k', ['style','context'])
+@pytest.mark.parametrize('v', [-1., 21., float('nan'), float('inf')])
+def test_dreamstylers_guidance_is_bounded_field_by_field(refused, k, v):
+    with refused(f'The {k} of dreamstyler is {v}', '0 to 20'): make_method('dreamstyler', **{k: v})
 
 # StyleDrop
 

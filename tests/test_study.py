@@ -1,5 +1,5 @@
 "Studies: nothing is drawn twice, nothing is lost, nothing is mixed, and what is reported chose nothing."
-import copy, json, math, os, shutil, signal, subprocess, sys, time
+import copy, json, math, os, re, shutil, signal, subprocess, sys, time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -23,6 +23,7 @@ from styleboost.studies.cells import kept_scores, learn_cell, report_cell
 from styleboost.studies.study import Study
 from styleboost.studies.ready import FinishedRun, Ready, ready
 from styleboost.exporting.export import export
+from styleboost.showing.page import number_rows
 from styleboost.judging.drift import score_elsewhere
 from styleboost.training.runs import Run
 from styleboost.widgets.compare import Compare, numbers_of
@@ -591,6 +592,26 @@ def test_the_report_draws_the_front(moved):
     assert [r[''] for r in section['rows']]==['untouched base','none','aux']
     assert any(v.startswith(('Most style for least drift','No arm has more')) for v in data['verdict']) and 'aria-label="Style against drift"' in page.read_text('utf-8')
 
+@pytest.mark.parametrize('low', [.1, -.1])
+def test_a_report_says_first_whether_style_can_be_trusted(moved, tmp_path, monkeypatch, low):
+    rows = moved.at_chosen()
+    rows.loc[rows.metric=='style_gap', ['value','low','high']] = [.2, low, .4]
+    monkeypatch.setattr(Results, 'at_chosen', lambda self, split='test': rows)
+    data = json.loads((moved.report(tmp_path).parent/'report.json').read_text())
+    assert list(data['facts'].items())[0]==('style told apart', f'0.20 ({low:.2f} to 0.40)')
+    about = next(s['about'] for s in data['sections'] if s['head']=='Style against drift')
+    for text in (data['verdict'][0], about): assert ('does not tell this style from others: 0.20' in text)==(low<0)
+
+def test_drift_stands_under_the_pictures_and_on_the_page(moved, tmp_path):
+    c = Compare(moved)
+    page = json.loads(re.search(r'<script id="data" type="application/json">(.*?)</script>', c.export(tmp_path/'page.html').read_text('utf-8'), re.S)[1])
+    for group in ('all','people','things'):
+        c.group = group
+        values = {k: numbers_of(c.table, k, 0, moved.chosen.get(k), group) for k in c.columns}
+        assert values['aux']['drift'][0]>0
+        for label,_,shown in number_rows(c.columns, values, {m: METRICS[m] for m in ('drift','leak')}):
+            for html in (c._numbers.value, page['numbers'][f'test|{group}|0|chosen']): assert label in html and [x for x in shown if x not in html]==[]
+
 def test_a_study_that_was_begun_without_drift_goes_on_without_it(make, quick, tmp_path, said):
     "As version 0.1 wrote it: no strengths, no prompts elsewhere, and nothing of them in the scores."
     folder = make(tmp_path/'s', dict(none=quick(None)), seeds=(0,)).run(progress=False).folder
@@ -693,6 +714,37 @@ def test_a_study_may_train_nothing(make, there, tmp_path):
     assert study.arms==['mine','theirs-at-1.5'] and len(study.done)==2 and study.report().exists()
     ours, file = (study.images(a, 0)[0] for a in study.arms)
     assert ours.tobytes()!=file.tobytes()
+
+class Painted:
+    "A transfer: the base's pictures of the prompts, turned round."
+    of_base = True
+    def __init__(self, bench, lose=0, seen=frozenset()): self.bench, self.lose, self.seen = bench, lose, seen
+    @property
+    def ref(self): return self.bench.style.ref
+    def to_dict(self): return dict(lose=self.lose)
+    def prepare(self, folder, seed, tell=None): pass
+    def draw(self, prompts, seeds, step=None, *, literal=False):
+        drawn = self.bench.draw(self.bench.loaded, prompts, seeds)
+        return (drawn if literal else [im.rotate(180) for im in drawn])[self.lose:]
+
+def test_anything_that_draws_is_an_arm(make, quick, tmp_path):
+    bench = make(tmp_path/'other', dict(none=quick(None))).bench
+    study = make(tmp_path/'s', dict(none=quick(None), ours=Painted(bench)), drift=12).run(progress=False)
+    assert study.failed=={} and study.chosen_points['ours']==(0,1.) and json.loads((study.folder/'study.json').read_text())['arms']['ours']==dict(lose=0, kind='own', what='Painted', strength=1.)
+    t = study.at_chosen()
+    assert t[(t.arm=='ours')&(t.metric=='drift')].value.abs().max()<1e-6                            # what is literal did not move
+    assert study.images('ours', 0, 0)[0].tobytes()!=study.images('ours', 1, 0)[0].tobytes()
+    with pytest.raises(StyleboostError, match='ours.lose was 0 and is 1'): make(study.folder, dict(none=quick(None), ours=Painted(bench, 1)), drift=12)
+
+def test_an_arm_that_draws_too_few_is_told(make, quick, tmp_path):
+    bench = make(tmp_path/'other', dict(none=quick(None))).bench
+    study = make(tmp_path/'s', dict(ours=Painted(bench, 1)), seeds=(0,)).run(progress=False)
+    assert 'Painted drew' in study.failed['ours',0] and 'one each' in study.failed['ours',0]
+
+def test_pictures_that_an_arm_has_seen_are_not_scored_against(make, style, quick, tmp_path):
+    bench = make(tmp_path/'other', dict(none=quick(None))).bench
+    study = make(tmp_path/'s', dict(none=quick(None), ours=Painted(bench, seen={style.reference[0].sha[:12]})))
+    assert len(study.style.reference)==len(style.reference)-1
 
 def test_how_a_file_is_asked(there, picture, said):
     words = lambda word: ready(f'lora:{there}/theirs.safetensors{word}').ask('a dog')

@@ -17,8 +17,9 @@ TASTE = np.array([.6, .1, -.1, -.6])
 
 @pytest.mark.parametrize('luck, prompts, voters', [(0., 24, 2), (.7, 24, 2)])
 def test_the_intervals_of_a_thousand_studies_hold_the_truth(luck, prompts, voters):
+    "Of the strengths and of the win rates, which is what is shown."
     held = coverage(TASTE, 1000, prompts, voters, luck, seed=1)
-    assert ((held>=930)&(held<=970)).all(), held
+    assert held.shape==(2,4) and ((held>=930)&(held<=970)).all(), held
 
 def test_strengths_are_the_maximum_of_the_likelihood():
     wins = torch.tensor(np.random.default_rng(0).integers(0, 9, (5,5)).astype(float)).fill_diagonal_(0)

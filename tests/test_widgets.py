@@ -800,6 +800,15 @@ def test_numbers_are_those_of_the_pictures_above_with_intervals(study):
     c.group = 'people'
     assert '0.900' not in text(c._numbers)
 
+def test_a_style_that_is_not_told_from_others_is_said(study, tmp_path):
+    plain = study.table()
+    for low,said in ((.1, False), (-.1, True)):
+        gap = dict(arm='base', seed=None, step=None, split='test', group='all', metric='style_gap', value=.2, low=low, high=.4, n=study.n)
+        study.table = lambda: pd.DataFrame([*plain.to_dict('records'), gap])
+        c = Compare(study)
+        page = c.export(tmp_path/'page.html').read_text('utf-8')
+        assert all(('does not tell this style from others: 0.20' in where)==said for where in (c.sentence, page))
+
 def test_a_study_without_pictures_says_so_and_shows_them_when_they_come(study):
     study.lost = dict.fromkeys(('base', *study.arms))
     c = Compare(study)
@@ -967,3 +976,15 @@ def test_a_run_that_is_unfinished_or_gone_is_an_arm_that_failed(tmp_path):
     Job(tmp_path/'half')(lambda line: True, lambda *a: None)
     c = Compare.of_runs([tmp_path/'half', tmp_path/'nowhere'], ['a woman'], steps_sampled=1)
     assert 'is no run' in c.study.failed['nowhere',0] and 'not finished' in c.study.failed['job',0]
+
+def test_drift_of_runs_is_drawn_where_it_is_asked_for(ref, base, tmp_path, refused):
+    run = train(no_prior(ref, method='lora', steps=2, batch=1, lr=.05), tmp_path/'one', base=base, progress=False, device='cpu')
+    asked = [Prompt(f'{w} {i}', people=w=='woman') for w in ('woman','dog') for i in range(2)]
+    kw = dict(reference=ref, steps_sampled=1, device='cpu')
+    with refused('Drift needs 4 prompts', 'has 2'): Compare.of_runs([run], asked, **kw, drift=1)
+    with refused('give them as reference'): Compare.of_runs([run], asked, drift=2)
+    plain, c = (Compare.of_runs([run], asked, **kw, drift=n) for n in (0, 2))
+    of = lambda c, arm: {r.metric: r.value for r in c.table[(c.table.arm==arm)&(c.table.group=='all')].itertuples()}
+    assert of(c, 'none')['drift']>0 and {'leak','class_drift'}<=of(c, 'none').keys() and 'drift' not in of(c, 'base') and 'drift' not in of(plain, 'none')
+    assert 'drift' in text(c._numbers) and 'leak' in text(c._numbers) and 'drift' not in text(plain._numbers) and 'style' in text(plain._numbers)
+    assert 'drift' in cells(c.export(tmp_path/'page.html'))['numbers']['test|all|0|2']

@@ -7,6 +7,7 @@ __all__ = ['SIGNS', 'ALIKE', 'COSINE', 'KINDS', 'BLUR', 'EDGES', 'LONG', 'pictur
            'copy_pairs', 'copy_groups', 'Finding', 'some', 'Checked', 'check']
 
 # %% ../../nbs/judging/08_check.ipynb #2a8bda2f
+from collections import Counter
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -256,9 +257,17 @@ def _captions_found(name, pics):
 # %% ../../nbs/judging/08_check.ipynb #a1ddd0a4
 def _same(text): return ' '.join(text.lower().split())
 
+def _asked_twice(prompts):
+    "Prompts that are there more than once."
+    texts = [_same(p.text) for p in prompts]
+    twice = [t for t,n in Counter(texts).items() if n>1]
+    if not twice: return []
+    return [Finding('copies', f'{len(twice)} of the {len(texts)} prompts are there more than once, such as '
+                    f'{twice[0]!r}; what is drawn for them counts more than once.', [])]
+
 def _prompts_found(prompts, sets):
-    "Prompts that are captions of pictures that are trained on, and captions that two sets share."
-    asked, out = {_same(p.text): p.text for p in prompts}, []
+    "Prompts that are there twice or are captions of what is trained on, and captions that two sets share."
+    asked, out = {_same(p.text) for p in prompts}, _asked_twice(prompts)
     for name in [s for s in sets if s!='reference']:
         hit = [(name, p, p.caption) for p in sets[name] if p.caption and _same(p.caption) in asked]
         n = len({_same(p.caption) for _,p,_ in hit})

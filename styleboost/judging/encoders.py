@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['CLIP_MEAN', 'CLIP_STD', 'PEOPLE_TEXTS', 'OTHER_TEXTS', 'OPENAI_NAMES', 'OPENAI_PARTS', 'PicturesAlone', 'ClipEncoder',
-           'InceptionEncoder', 'CsdEncoder', 'load_encoder', 'known_as']
+           'InceptionEncoder', 'CsdEncoder', 'load_encoder', 'known_as', 'check_apart']
 
 # %% ../../nbs/judging/03_encoders.ipynb #ecc77424
 import json, tempfile
@@ -252,3 +252,30 @@ def known_as(
 )->str:
     "Its name, and a hash of its weights where it has any."
     return f'{encoder.name} {state_hash(encoder)}' if isinstance(encoder, nn.Module) else encoder.name
+
+# %% ../../nbs/judging/03_encoders.ipynb #1e7c5a11
+def _config(folder):
+    "What a folder says it is; nothing if it is not there any more."
+    try: return json.loads((Path(folder).expanduser()/'config.json').read_text())
+    except (OSError, ValueError): return {}
+
+def _half_for_pictures(folder):
+    "A hash of the half of a CLIP that looks at pictures."
+    try:
+        with quiet(): model = CLIPVisionModel.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    except (OSError, ValueError, RuntimeError): return None
+    return state_hash(getattr(model, 'vision_model', model))
+
+def check_apart(
+    taught_by,            # a folder with the encoder that a method learns through, '' where there is none
+    judge:Encoder=None,   # that scores what was learnt
+):
+    "Refuses to learn through a judge, or to judge through what taught."
+    if not taught_by: return
+    if 'styles' in _config(taught_by): raise StyleboostError(
+        f'{taught_by} is a judge, and what learns through a judge looks good to it; give another encoder.')
+    if not getattr(judge, 'is_clip', False): return
+    eye = judge.model.vision_model
+    if state_hash(getattr(eye, 'vision_model', eye))==_half_for_pictures(taught_by): raise StyleboostError(
+        f'The judge {judge.name} is the encoder that the style was learnt through ({taught_by}), to which it looks '
+        'good whatever it is; judge with another one, such as world.')

@@ -126,13 +126,16 @@ def coverage(
     luck:float=.7,       # deviation of an arm's strength from prompt to prompt
     seed:int=0,
     resamples:int=RESAMPLES,
-)->np.ndarray:           # (k,) how many of the studies' intervals hold each arm's strength
+)->np.ndarray:           # (2, k) how many of the studies' intervals hold each arm's strength, and its win rate
     "How often the intervals of simulated studies hold the truth."
     rng, k = np.random.default_rng(seed), len(truth)
-    aim, held = strengths(_simulated_wins(rng, truth, 200_000, luck, voters).sum(0)), np.zeros(k, int)
+    def both(wins):
+        beta = strengths(wins)
+        return np.stack([beta, win_rates(beta)], -2)
+    aim, held = both(_simulated_wins(rng, truth, 200_000, luck, voters).sum(0)), np.zeros((2, k), int)
     for i in range(studies):
         parts = _simulated_wins(rng, truth, prompts, luck, voters)
-        low, high = bounds(strengths(resampled(parts, i, resamples)), prompts)
+        low, high = bounds(both(resampled(parts, i, resamples)), prompts)
         held += (low<=aim)&(aim<=high)
     return held
 

@@ -68,6 +68,7 @@ class ControlNet(Method):
     travels = r'controlnet_(down_blocks|mid_block)\.'   # the convolutions of nought, so what it adds
     wraps = True
     no_place = ('diffusers','single-file')
+    unfolded = 'it adds to what the U-Net sees, and not to its weights'
     def attach(self, base, seed=0):
         with from_seed(base, seed): control = _control(base)
         return replace(base, net=Controlled(base.net, control.to(base.device).requires_grad_(True)))

@@ -35,7 +35,7 @@ class DreamArtist(TextualInversion):
     negatives:int=6      # rows of the negative one
     scale:float=5.       # of the guidance, in training and in drawing
     pixels:float=0.      # weight of the difference between pixels, the paper's λ
-    name = 'dreamartist'
+    name, from_one = 'dreamartist', True
     travels = ''         # the negative word stands where guidance did, and no way leads from there to the base
     def __post_init__(self): _check(self)
     @property

@@ -13,7 +13,7 @@ from fastcore.basics import patch
 
 from ..bases.sampling import Term, guided
 from ..core import StyleboostError
-from .method import Layout, is_small
+from .method import Layout, Method, is_small
 from .textual_inversion import TextualInversion, embedding_of, tables
 
 # %% ../../nbs/methods/07_dreamstyler.ipynb #42be854b
@@ -28,12 +28,15 @@ class DreamStyler(TextualInversion):
     name = 'dreamstyler'
     layouts = {}
     no_place = ('diffusers','single-file')   # whose pipelines ask with one prompt from first to last
+    unfolded = 'its word changes with the level of noise, and a folded one would be of one stage from first to last'
+    from_one, captioned = True, True
     def __post_init__(self):
         super().__post_init__()
         if not (isinstance(self.stages, int) and 1<=self.stages<=50):
             raise StyleboostError(f'The stages of {self.name} are {self.stages!r}; give a whole number from 1 to 50.')
-        if min(self.style, self.context)<0:
-            raise StyleboostError(f'A guidance of {self.name} is {min(self.style, self.context)}; give 0 or more.')
+        for k in ('style','context'):
+            if not 0<=getattr(self, k)<=20:
+                raise StyleboostError(f'The {k} of {self.name} is {getattr(self, k)}; give 0 to 20.')
     def attach(self, base, seed=0):
         if getattr(base.process, 'levels', None)!=LEVELS:
             raise StyleboostError(f'{base.name} has no {LEVELS} levels of noise to divide into stages; '
@@ -44,6 +47,7 @@ class DreamStyler(TextualInversion):
         return dict(lr=1e-3, steps=100) if is_small(base) else super().defaults(base)
     def names(self, word):
         return [f'<{word}-T{s}-{i}>' for s in range(self.stages) for i in range(self.vectors)]
+    def merge(self, base): return Method.merge(self, base)
     def spell(self, text, t=None, picture=None):
         "The word as it is read at level t; at the last level before the picture unless given."
         stage = min(int(t or 0)*self.stages//LEVELS, self.stages-1)

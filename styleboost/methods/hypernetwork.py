@@ -64,6 +64,7 @@ class Hypernetwork(Method):
     travels = r'\.back\.'       # the layer at the end, so what is added
     wraps = True
     no_place = ('diffusers','single-file')
+    unfolded = 'its networks change what the layers are given, and not their weights'
     def __post_init__(self):
         if not (isinstance(self.hidden, int) and 1<=self.hidden<=8):
             raise StyleboostError(f'The hidden of {self.name} is {self.hidden!r}; give a whole number from 1 to 8.')

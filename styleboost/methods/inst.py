@@ -75,7 +75,7 @@ class InST(Method):
     pictures:int=20      # of the style at most
     encoder:str=''       # a folder with CLIP's half for pictures; fixed random convolutions unless given
     width:int=224        # numbers that the encoder says; 768 for CLIP ViT-L/14
-    name = 'inst_port'
+    name, from_one = 'inst_port', True
     wraps, only_words = True, True
     no_place = ('single-file',)   # which has no tokenizer in it
     def __post_init__(self):
@@ -83,6 +83,8 @@ class InST(Method):
             if not (isinstance(getattr(self, k), int) and 1<=getattr(self, k)<=most):
                 raise StyleboostError(f'The {k} of {self.name} are {getattr(self, k)!r}; '
                                       f'give a whole number from 1 to {most}.')
+    @property
+    def taught_by(self): return self.encoder
     def names(self, word): return [f'<{word}-all>'] + [f'<{word}-p{i}>' for i in range(self.pictures)]
     def attach(self, base, seed=0):
         names = [n for w in self.words for n in self.names(w)]
@@ -104,11 +106,12 @@ class InST(Method):
 # %% ../../nbs/methods/12_inst.ipynb #bc3b1c9f
 @patch
 def check(self:InST, bindings):
-    "Refuses more pictures of the style than it has words for."
+    "Refuses more pictures of the style than it has words for, too."
     for b in bindings:
         if b.role=='style' and len(b.images)>self.pictures:
             raise StyleboostError(f'{b.images.name} has {len(b.images)} pictures, and {self.name} has words for '
                 f'{self.pictures}; set pictures to {len(b.images)}.')
+    Method.check(self, bindings)
 
 @patch
 @torch.no_grad()

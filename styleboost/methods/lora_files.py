@@ -6,11 +6,11 @@
 __all__ = ['FOLLOWED', 'lora_file', 'read_lora', 'lora_hash', 'trigger_of', 'followed', 'with_lora']
 
 # %% ../../nbs/methods/01a_lora_files.ipynb #83028055
-import hashlib, json, re
+import hashlib, json, logging, re
 from dataclasses import replace
 from pathlib import Path
 
-import peft, torch
+import diffusers, peft, torch
 from safetensors import safe_open
 
 from ..bases.base import Base
@@ -70,9 +70,19 @@ def trigger_of(about)->str:
     return about.get('modelspec.trigger_phrase', '').strip()
 
 # %% ../../nbs/methods/01a_lora_files.ipynb #5ce46970
-FOLLOWED = ('r','lora_alpha','use_dora','use_rslora','rank_pattern','alpha_pattern')   # of peft's settings
+FOLLOWED = dict(r=int, lora_alpha=(int,float), use_dora=bool, use_rslora=bool, rank_pattern=dict,
+                alpha_pattern=dict)   # of peft's settings, with what each is
 _unused = ('target_modules','lora_dropout','inference_mode','bias','lora_bias','peft_type','task_type','revision',
            'base_model_name_or_path','fan_in_fan_out','peft_version','megatron_core')   # in a layer that does not train
+
+def _said(file, text):
+    "Settings as their maker's program wrote them."
+    try: said = json.loads(text)
+    except (ValueError, RecursionError) as e: raise StyleboostError(
+        f'The settings of {file} are damaged ({first_line(e)}); fetch it again.') from e
+    if not isinstance(said, dict): raise StyleboostError(
+        f'The settings of {file} are no table of names; fetch it again.')
+    return said
 
 def followed(
     file:Path,
@@ -80,12 +90,13 @@ def followed(
     layers:list,    # names of layers that it has tensors for
 )->dict:            # for `peft.LoraConfig`
     "Settings of an adapter, as far as they are followed; refuses others."
-    if not isinstance(said, dict): raise StyleboostError(
-        f'The settings of {file} are no table of names; fetch it again.')
     usual = peft.LoraConfig().to_dict()
-    more = [k for k,v in said.items() if v and k not in FOLLOWED+_unused and v!=usual.get(k)]
+    more = [k for k,v in said.items() if v and k not in (*FOLLOWED, *_unused) and v!=usual.get(k)]
     if said.get('init_lora_weights')=='gaussian': more.remove('init_lora_weights')    # how it began is no matter
     kept = {k:v for k,v in said.items() if k in FOLLOWED and v is not None}
+    for k,v in kept.items():
+        if not isinstance(v, FOLLOWED[k]): raise StyleboostError(
+            f'The settings of {file} are damaged: {k} is {v!r}; fetch it again.')
     names = [k for p in ('rank_pattern','alpha_pattern') for k in kept.get(p) or ()]
     more += [k for k in names if not re.fullmatch(r'\^?[\w.]+', k)]
     if said.get('peft_type', 'LORA')!='LORA': more.append(said['peft_type'])
@@ -113,7 +124,7 @@ def _load_peft(base, file, tensors):
         f'{file} is in peft\'s layout, and adapter_config.json, which holds its alpha, is not beside it; put it there.')
     part, before = _part_of(base, _layers(k.removeprefix(_PEFT) for k in tensors))
     named = {k.removeprefix(_PEFT).removeprefix(before):v for k,v in tensors.items()}
-    config = peft.LoraConfig(**followed(beside, json.loads(beside.read_text('utf-8')), _layers(named)))
+    config = peft.LoraConfig(**followed(beside, _said(beside, beside.read_bytes()), _layers(named)))
     peft.inject_adapter_in_model(config, base.modules[part])
     left = peft.set_peft_model_state_dict(base.modules[part], named)
     if left.unexpected_keys: raise ValueError(f'nothing in it is called {left.unexpected_keys[0]}')
@@ -121,7 +132,7 @@ def _load_peft(base, file, tensors):
 def _settings(file, about, tensors):
     "What a header says of each part, as diffusers wants it; None where it says nothing."
     if 'lora_adapter_metadata' not in about: return None
-    out, said = {}, json.loads(about['lora_adapter_metadata'])
+    out, said = {}, _said(file, about['lora_adapter_metadata'])
     for part in {k.partition('.')[0] for k in tensors}:
         own = {k.removeprefix(f'{part}.'):v for k,v in said.items() if k.startswith(f'{part}.')}
         names = _layers(k.removeprefix(f'{part}.') for k in tensors if k.startswith(f'{part}.'))
@@ -150,6 +161,11 @@ def _load(base, file, tensors, about):
     if lost: raise ValueError(f'{lost} of its {layers} layers are not in it')
 
 # %% ../../nbs/methods/01a_lora_files.ipynb #5410ab1d
+def _why(e):
+    "The first layer that has another size, or what a library says."
+    found = re.search(r'size mismatch for (.+?)\.lora_', str(e))
+    return f'{found[1]} has another size there' if found else first_line(e)
+
 def with_lora(
     base:Base,          # untouched; it is not changed
     path:str|Path,      # of a LoRA: a .safetensors file, or a folder with one
@@ -162,10 +178,13 @@ def with_lora(
     _check_kind(file, tensors)
     own = replace(base, shared=True).own()
     try:
-        with quiet(): _load(own, file, tensors, about)
+        with quiet():
+            diffusers.utils.logging.set_verbosity(logging.CRITICAL)   # of a misfit it writes a line a layer
+            _load(own, file, tensors, about)
     except StyleboostError: raise
     except Exception as e: raise StyleboostError(
-        f'{file} does not fit {base.name} ({first_line(e)}); it is a LoRA for another base.') from e
+        f'{file} does not fit {base.name} ({_why(e)}); it is a LoRA for another base: draw with the base that it was '
+        'made for, or give a LoRA for this one.') from e
     fold(own, strength)
     for m in own.modules.values(): m.requires_grad_(False).eval()
     mark = hashlib.sha256(f'{base.hash} {lora_hash(file)} {strength}'.encode()).hexdigest()[:16]

@@ -19,7 +19,7 @@ from fastcore.basics import patch
 from ..bases.base import Base
 from ..bases.load import skeleton
 from ..bases.sampling import guided
-from ..core import StyleboostError, first_line
+from ..core import StyleboostError, first_line, note
 from ..pictures.captions import WORDS, read_regular
 from ..pictures.prompts import style_prompt
 
@@ -115,10 +115,6 @@ def noise(self:Method, process):
     return process
 
 @patch
-def check(self:Method, bindings):
-    "Refuses pictures and captions that it could not learn from."
-
-@patch
 def look(self:Method, base, bindings):
     "Looks at the pictures before the first step, with a base that it is attached to; see `seen`."
 
@@ -126,6 +122,32 @@ def look(self:Method, base, bindings):
 def seen(self:Method, base)->tuple:
     "Names of the buffers that hold what it keeps of pictures: saved and restored with what trains."
     return ()
+
+# %% ../../nbs/methods/00_method.ipynb #c4ec0f31
+Method.from_one = False    # whether its paper trains on one picture
+Method.captioned = False   # whether its paper says in each prompt what the picture shows
+Method.taught_by = ''      # a folder with the encoder that it learns through, if it has one
+
+@patch
+def check(self:Method, bindings):
+    "Refuses pictures and captions that it could not learn from, and says what its paper has otherwise."
+    for b in bindings:
+        if b.role!='style': continue
+        self._tell_number(b)
+        if self.captioned and '{caption}' not in b.prompt:
+            note(f'{b.images.name}: {self.name} leaves to captions what a picture shows, and its prompt here is '
+                 f'"{b.prompt}" for each; write each a .txt file that says it (the preset paper reads none).')
+
+@patch
+def _tell_number(self:Method, binding):
+    "Says so where there is one picture and should be several, or the other way round."
+    name, n = binding.images.name, len(binding.images)
+    if self.from_one and n>1:
+        note(f'{name} has {n} pictures, and the paper of {self.name} trains on one; we train on all, and what they '
+             'share is learnt, so give one alone to do as the paper does.')
+    if n==1 and not self.from_one:
+        note(f'{name} has one picture, in which {self.name} cannot tell the style from what is shown; give several, '
+             'or choose a method whose paper trains on one, such as dreamstyler.')
 
 # %% ../../nbs/methods/00_method.ipynb #a2adb7fe
 @contextmanager
@@ -161,11 +183,6 @@ def products(self:Method, base)->list:
     "(A, B, scale) of corrections that are a product of two factors, which mean nothing one by one."
     return []
 
-@patch
-def merge(self:Method, base)->Base:
-    "The base with what was learnt folded into its own weights, in place."
-    raise StyleboostError(f'What {self.name} learnt cannot be folded into the weights of a base.')
-
 def is_small(base)->bool:
     "Whether a base is of the embedded one's size, for which rates of full-size bases are too low."
     return sum(p.numel() for p in base.net.parameters())<100e6
@@ -174,6 +191,16 @@ def is_small(base)->bool:
 def defaults(self:Method, base)->dict:
     "Fields of a recipe that it leaves open, where the method knows better than the base."
     return {}
+
+# %% ../../nbs/methods/00_method.ipynb #5f01d0a1
+Method.unfolded = 'it has no merge of its own'   # why what it learnt cannot be folded into a base's weights
+
+@patch
+def merge(self:Method, base)->Base:
+    "The base with what was learnt folded into its own weights, in place."
+    way_out = f' or export it to {" or ".join(self.layouts)}' if self.layouts else ''
+    raise StyleboostError(f'What {self.name} learnt cannot be folded into the weights of a base: {self.unfolded}; '
+                          f'draw with the run{way_out}.')
 
 # %% ../../nbs/methods/00_method.ipynb #68611d22
 @contextmanager

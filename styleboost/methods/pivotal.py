@@ -8,9 +8,12 @@ __all__ = ['Pivotal', 'word_beside']
 # %% ../../nbs/methods/13_pivotal.ipynb #ffdfbaa1
 from dataclasses import dataclass, replace
 
+import torch
+
 from ..core import StyleboostError
 from .adapters import KOHYA, LORA, Lora
-from .method import is_small, trained
+from .method import is_small, learnt, trained
+from .strength import between
 from .textual_inversion import READ, TextualInversion, embedding_tensors, tables
 
 # %% ../../nbs/methods/13_pivotal.ipynb #f34b25e0
@@ -37,6 +40,11 @@ class Pivotal(Lora, TextualInversion):
     def defaults(self, base):
         "As the LoRA; on a small base the grid's choice."
         return dict(lr=5e-4, steps=50) if is_small(base) else super().defaults(base)
+    @torch.no_grad()
+    def at_strength(self, base, began, strength):
+        for name,p in learnt(base).items():
+            if name.endswith('.rows'): p.copy_(between(began[name], p, strength))
+        return super().at_strength(base, began, strength)
     def merge(self, base): return TextualInversion.merge(self, super().merge(base))
 
 # %% ../../nbs/methods/13_pivotal.ipynb #7237ced9

@@ -143,7 +143,8 @@ class Specialist(Full):
 # %% ../../nbs/methods/11_specialist.ipynb #8f1fe5d2
 @patch
 def check(self:Specialist, bindings):
-    "Refuses pictures without captions where those are to be put in other words."
+    "Refuses pictures without captions where those are to be put in other words, too."
+    Full.check(self, bindings)
     if not (self.synonyms or self.similar): return
     pictures = [p for b in bindings if b.role=='style' for p in b.images]
     bare = [p.name for p in pictures if not p.caption.strip()]
@@ -172,23 +173,23 @@ def merge(self:Specialist, base):
 
 # %% ../../nbs/methods/11_specialist.ipynb #9608e4df
 @patch
-def compared(self:Specialist, batch)->list:
-    "Rows of the style in a batch; the one whose picture a drawing is compared with first. Empty if none is."
-    if not self.content or batch.step%self.every: return []
+def compared(self:Specialist, batch)->tuple:
+    "The row whose picture a drawing is compared with, None if another part has it; and rows of its style in the step."
+    if not self.content or batch.step%self.every: return None, 0
     asks = re.compile('|'.join(rf'(?<![\w-]){re.escape(w)}(?![\w-])' for w in self.words))
-    ours = [i for i,text in enumerate(batch.texts) if asks.search(text)]
-    as_it_is = [i for i in ours if not batch.texts[i].endswith(SAYS.split('{}')[1])]
-    return as_it_is[:1]+[i for i in ours if i not in as_it_is[:1]] if as_it_is else []
+    words = [found and found[0] for found in map(asks.search, batch.whole)]
+    as_it_is = [k for k,w in enumerate(words) if w and not batch.whole[k].endswith(SAYS.split('{}')[1])]
+    mine = [i for i,k in enumerate(batch.at) if k in as_it_is[:1]]
+    return (mine[0], words.count(words[as_it_is[0]])) if mine else (None, 0)
 
 @patch
 def losses(self:Specialist, base, batch):
     "(n,) losses; that of one row has the content loss in it."
-    rows, ours = Full.losses(self, base, batch), self.compared(batch)
-    if not ours: return rows
-    i = ours[0]
+    rows, (i,many) = Full.losses(self, base, batch), self.compared(batch)
+    if i is None: return rows
     told = base.reader([batch.texts[i]])|batch.told[i:i+1]
     made = drawn_with_gradient(base, told, tuple(batch.xt.shape[1:]), self.walk, batch.step)
     eye, shown = next(iter(base.net.parts.values())).eye, batch.told['shown'][i:i+1].float()/127.5-1
     unlike = 1-likeness(eye(made), eye(shown))
     mine = torch.arange(len(rows), device=rows.device)==i
-    return rows + mine*(self.content*len(ours)*unlike)
+    return rows + mine*(self.content*many*unlike)         # a binding's loss is a mean over as many rows

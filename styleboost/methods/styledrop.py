@@ -51,6 +51,8 @@ class StyleDrop(Method):
     travels = r'\.up\.'         # the layer at the end, so what is added
     wraps = True
     no_place = ('diffusers','single-file')
+    unfolded = 'an adapter bends what a layer makes (GELU), and weights cannot bend it'
+    from_one, captioned = True, True
     def __post_init__(self):
         if not (isinstance(self.hidden, int) and 1<=self.hidden<=256):
             raise StyleboostError(f'The hidden of {self.name} is {self.hidden!r}; give a whole number from 1 to 256.')

@@ -13,26 +13,37 @@ from fastcore.basics import patch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from ..core import StyleboostError
 from .method import Method, is_small, switched_off
 
 # %% ../../nbs/methods/05_svdiff.ipynb #d9e2d64b
+class _Added(torch.autograd.Function):
+    "U diag(moved) V, in the precision of `moved`; for the way back it keeps U and V as they are."
+    @staticmethod
+    def forward(ctx, u, moved, v):
+        ctx.save_for_backward(u, v)
+        return (u.to(moved.dtype)*moved)@v.to(moved.dtype)
+    @staticmethod
+    def backward(ctx, g):
+        u, v = (x.to(g.dtype) for x in ctx.saved_tensors)
+        return None, ((u.T@g)*v).sum(1), None
+
 class Shift(nn.Module):
     "A weight with its singular values shifted."
     def __init__(self,
         weight:torch.Tensor,  # of a linear layer, a convolution or a norm
     ):
         super().__init__()
-        matrix = weight.detach().double()
-        u, s, v = torch.linalg.svd(matrix[None] if matrix.ndim==1 else matrix.flatten(1), full_matrices=False)
-        kept = torch.float16 if weight.device.type=='cuda' else torch.float32
-        self.register_buffer('u', u.to(kept), persistent=False)
-        self.register_buffer('v', v.to(kept), persistent=False)
-        self.register_buffer('s', s.float(), persistent=False)
+        matrix, home = weight.detach(), weight.device
+        matrix = (matrix if home.type=='meta' else matrix.cpu()).double()      # shapes alone are nowhere
+        found = torch.linalg.svd(matrix[None] if matrix.ndim==1 else matrix.flatten(1), full_matrices=False)
+        for name,x,kept in zip('usv', found, (torch.float16, torch.float32, torch.float16)):
+            self.register_buffer(name, x.to(home, kept), persistent=False)
         self.delta = nn.Parameter(torch.zeros_like(self.s))
         self.on, self.made = True, (None, None)
     def shifted(self, w):
-        moved = ((self.s+self.delta).relu()-self.s).to(self.u.dtype)
-        return w + ((self.u*moved)@self.v).view_as(w).to(w.dtype)
+        moved = ((self.s+self.delta).relu()-self.s).to(w.dtype)
+        return w + _Added.apply(self.u, moved, self.v).view_as(w).to(w.dtype)
     def forward(self, w):
         if not self.on: return w
         if self.delta.requires_grad: return self.shifted(w)
@@ -93,9 +104,27 @@ def defaults(self:SVDiff, base)->dict:
     return dict(lr=1e-2, steps=100) if is_small(base) else dict(lr=1e-3)
 
 # %% ../../nbs/methods/05_svdiff.ipynb #b3a0df69
+def _check_alike(run, first):
+    "Refuses a run whose shifts are not along the first one's directions."
+    if not isinstance(run.method, SVDiff):
+        raise StyleboostError(f'{run.folder} was trained by {run.method.name}, which has no shifts to add up; '
+            'give runs of svdiff.')
+    if run.info['base_hash']!=first.info['base_hash']:
+        raise StyleboostError(f'{run.folder} and {first.folder} were trained on different bases, whose weights have '
+            'different directions; give runs on one base.')
+    def shapes(learnt): return {k:v.shape for k,v in learnt.items()}
+    if shapes(run.learnt())!=shapes(first.learnt()):
+        raise StyleboostError(f'{run.folder} and {first.folder} shift different weights; give runs with the same '
+            'text_encoder, or train one of them again.')
+
 def combined(
-    learnt:list,  # files of weights of runs on the same base, as `load_file` reads them
+    runs:list,    # of SVDiff on the same base, finished
     shares:list,  # how much of each; 1 is all of it
 )->dict:          # for `restore`
     "Shifts of several styles, added up."
-    return {k: sum(w*t[k] for w,t in zip(shares, learnt, strict=True)) for k in learnt[0]}
+    if not runs or len(runs)!=len(shares):
+        raise StyleboostError(f'There are {len(runs)} runs and {len(shares)} shares; give one run or more, '
+            'and each its share.')
+    for run in runs: _check_alike(run, runs[0])
+    learnt = [run.learnt() for run in runs]
+    return {k: sum(w*t[k] for w,t in zip(shares, learnt)) for k in learnt[0]}

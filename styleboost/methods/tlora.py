@@ -50,6 +50,7 @@ class TLora(Lora):
     inverse:bool=False         # most ranks at high noise, fewest at low noise
     name, levelled = 'tlora', True
     layouts, no_place = {}, ('diffusers','single-file')    # no other program masks ranks
+    unfolded = 'its ranks come and go with the level of noise, and weights stay'
     def __post_init__(self):
         super().__post_init__()
         if self.min_rank is not None and not (isinstance(self.min_rank, int) and 0<=self.min_rank<=self.rank):

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['SETTING', 'NEWER', 'COLUMNS', 'FIXED', 'check_names', 'check_links', 'setting', 'Results', 'judge_right', 'untold',
-           'judged', 'mean_scores', 'losses_of']
+           'judged', 'gap_in', 'mean_scores', 'losses_of']
 
 # %% ../../nbs/studies/05_results.ipynb #ef72ac78
 import math, os, re
@@ -19,7 +19,7 @@ from ..pictures.images import ImageSet
 from ..pictures.prompts import Prompt
 from ..judging.metrics import METRICS, SHOWN
 from ..showing.figures import BASE, TRUTH, formatted, page_svg, panels
-from ..showing.front import front_section, front_words
+from ..showing.front import front_section, front_words, gap_text, gap_words
 from ..showing.report import Column, Section, write_report
 from .cells import is_scored, kept_pictures, kept_scores, misfit, read_plain
 from .comparison import in_words, metric_grain, paired, ranked, step_lines, t_interval
@@ -291,6 +291,16 @@ def judged(
         out[m] = label, way, meaning
     return out
 
+# %% ../../nbs/studies/05_results.ipynb #91d05e3c
+def gap_in(
+    rows:pd.DataFrame,  # as `Results.table` gives them
+)->tuple|None:           # value, low and high, either of the last two None; None where it was not measured
+    "How well the style is told from others."
+    found = rows[(rows.metric=='style_gap')&(rows.group=='all')]
+    r = next(found.itertuples(), None)
+    if r is None: return None
+    return float(r.value), *(None if pd.isna(x) else float(x) for x in (r.low, r.high))
+
 # %% ../../nbs/studies/05_results.ipynb #bf91ee14
 @patch
 def compare(self:Results,
@@ -449,11 +459,11 @@ def _sentences(self:Results, rows):
     return said + (in_words(paired(rows, metric), metric) if len(self.arms)>1 else []) + list(cannot.values())
 
 @patch
-def _facts(self:Results):
+def _facts(self:Results, gap):
     "What the study was, for the end of its page."
     i, s = self.info, self.info['sampler']
     points = {a: self._point_text(a).removeprefix('step ') for a in self.chosen}
-    return dict(
+    return ({'style told apart': gap_text(gap)} if gap else {}) | dict(
         style=i['style']['name'], base=f'{i["base"]["name"]}, weights {i["base"]["hash"]}', seeds=list(i['seeds']),
         checkpoints=list(i['steps']), chosen=', '.join(f'{a}: {point}' for a,point in points.items()),
         sampler=f'{s["scheduler"]}, {s["steps"]} steps, guidance {s["guidance"]:g} where an arm has none of its own',
@@ -473,7 +483,8 @@ def report(self:Results,
             f'{len(about["validation"])} other prompts.')
     fixed = [a for a in FIXED if self.kept(a)['rows']]
     columns = [self._column(arm, rows) for arm in (*fixed, *self.arms)]
-    fronts = [s for s in [front_section(columns)] if s]
+    gap = gap_in(rows)
+    fronts = [s for s in [front_section(columns, gap)] if s]
     return write_report(out or self.folder, title, lead, columns, self.prompts(), self.ref,
-                        self._sentences(rows)+front_words(columns), self._facts(), judged(rows),
+                        gap_words(gap)+self._sentences(rows)+front_words(columns), self._facts(gap), judged(rows),
                         fronts+self._sections(rows))

@@ -22,7 +22,7 @@ from ..pictures.images import ImageSet, png
 from ..bases.base import Base
 
 from ..judging.drift import EACH, ELSEWHERE, elsewhere
-from ..judging.encoders import known_as
+from ..judging.encoders import check_apart, known_as
 from ..judging.metrics import METRICS, without
 
 from ..training.trainer import check
@@ -33,7 +33,7 @@ from ..training.recipes import Generated, Recipe, differ, settled
 from .style import Style, embedded
 from .arms import (
     DRAW_SAMPLER, DRAW_STEPS, Artist, Bench, Trained, Untouched, arm_recipe, tell_counts, untouched_base)
-from .ready import KINDS, Ready, ready, word_name
+from .ready import Ready, source_of, word_name
 from ..showing.figures import TRUTH
 from .jobs import in_turn, on_ray
 from .cells import base_elsewhere, examine_split, learn_cell, report_cell
@@ -73,8 +73,7 @@ def _check_arms(arms):
 # %% ../../nbs/studies/06_study.ipynb #9002ed5e
 def _sources(arms):
     "The arms that need no training; the others."
-    found = {k: ready(a) if isinstance(a, str) else a if isinstance(a, tuple(KINDS.values())) else None
-             for k,a in arms.items()}
+    found = {k: source_of(a) for k,a in arms.items()}
     return {k:s for k,s in found.items() if s is not None}, {k:arms[k] for k,s in found.items() if s is None}
 
 def _recipes(arms, ref, steps, n, kw):
@@ -179,7 +178,7 @@ class Study(Results):
     "A table of runs: arms by seeds, scored at several checkpoints."
     def __init__(self,
         style:Style|str,       # what it is about; the name of an embedded style makes one
-        arms:dict|list,        # name -> `Recipe`, a word for a prior or for what is there; or a list of words
+        arms:dict|list,        # name -> `Recipe`, `Arm`, a word for a prior or for what is there; or a list of words
         out:str|Path,          # the study's folder
         seeds:tuple=(0,1,2),   # at least two for an interval
         steps:tuple=(50,100),       # checkpoints; the last ends each training
@@ -237,10 +236,14 @@ def refuse(self:Study):
     writable(folder)
     base.process.scheduler(self.bench.sampler)
     for arm,r in self.recipes.items():
-        try: check(settled(r, base), base)
+        try:
+            check_apart(r.method.taught_by, self.bench.eyes)
+            check(settled(r, base), base)
         except StyleboostError as e: raise StyleboostError(f'The arm {arm} cannot be trained: {e}') from e
     for arm,s in self.sources.items():
-        try: s.model(self.bench)
+        try:
+            check_apart(s.taught_by, self.bench.eyes)
+            s.check(self.bench)
         except StyleboostError as e: raise StyleboostError(f'The arm {arm} cannot be drawn: {e}') from e
         if self.bench.elsewhere and not s.of_base(base): note(
             f'The arm {arm} stands on another base than the study, so it has no drift.')

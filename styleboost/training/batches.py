@@ -246,12 +246,17 @@ class Batch:
     told:list           # what else the net is told, a `Condition` a row; one of all rows where they are stacked
     step:int=0          # of the run
     held:list=()        # rows whose answer is what the base predicts
+    at:list=None        # where its rows stand among all rows of the step; it is the whole step unless given
+    whole:list=None     # the texts of all those
+    def __post_init__(self):
+        if self.at is None: self.at, self.whole = range(len(self.texts)), self.texts
     def part(self, rows):
         "Some of the rows, of one shape, stacked."
         pick = rows if len(rows)<len(self.texts) else slice(None)     # one shape, the common case, copies nothing
         xt, y = (torch.stack([v[i] for i in rows]) for v in (self.xt, self.y))
         told = Condition.cat([self.told[i] for i in rows]).to(xt.device, non_blocking=True)
-        return Batch(xt, self.t[pick], y, [self.texts[i] for i in rows], [len(rows)], told, self.step)
+        texts, at = ([v[i] for i in rows] for v in (self.texts, self.at))
+        return Batch(xt, self.t[pick], y, texts, [len(rows)], told, self.step, at=at, whole=self.whole)
     def shapes(self)->list:
         "Rows that have one shape, a list a shape."
         return self.alike(range(len(self.xt)))
@@ -354,4 +359,4 @@ def __call__(self:Batches, step, part=0, parts=1)->Batch:
     def of_mine(values): return [values[k] for k in mine]
     held = [i for i,k in enumerate(mine) if self.recipe.bindings[rows[k][0]].held]
     return Batch(of_mine(xt), t[mine].to(self.device, non_blocking=True), of_mine(y), of_mine(texts),
-                 [batch//parts]*len(self.kept), [views[k].told for k in mine], step, held)
+                 [batch//parts]*len(self.kept), [views[k].told for k in mine], step, held, mine, texts)

@@ -21,6 +21,7 @@ from fastcore.basics import patch
 
 from ..bases.base import Base, check_token
 from ..core import StyleboostError, first_line, note, read_tensors
+from ..judging.encoders import check_apart
 from ..methods.method import attached, on_bones, restore, state, trained_modules
 from .averages import Averages
 from .batches import Batches
@@ -236,10 +237,10 @@ def check(
     base.process.around(recipe.log_snr, recipe.log_snr_std or 2.)
     base.process.scheduler(recipe.scheduler)
     tell_held(recipe)
-    check_token(base, recipe.token)
-    if recipe.background_token: check_token(base, recipe.background_token)
+    for word in (recipe.token, *recipe.method.words[1:]): check_token(base, word)
     for b in recipe.bindings: b.prompts()
     recipe.method.check(recipe.bindings)
+    check_apart(recipe.method.taught_by)
     on_bones(base, recipe.method)     # a method that does not fit says so while it is put in
 
 def check_shared(recipe, processes):

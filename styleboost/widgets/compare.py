@@ -20,8 +20,9 @@ from PIL import Image, ImageOps
 
 from ..bases.load import load_base
 from ..bases.sampling import sample
+from ..judging.drift import elsewhere, score_elsewhere
 from ..judging.metrics import SHOWN, score, tidy
-from ..studies.results import COLUMNS, judged
+from ..studies.results import COLUMNS, gap_in, judged
 from ..studies.votes import QUESTIONS, VOTED, study_key, vote_numbers
 from ..training.runs import Run
 from ..core import StyleboostError
@@ -30,6 +31,7 @@ from ..pictures.images import ImageSet
 from ..pictures.prompts import Prompt
 from ..pictures.sheets import gridded
 from ..showing.figures import BASE, PIXELS, TRUTH
+from ..showing.front import gap_words
 from ..showing.page import EACH, STILL, groups_of, number_rows, still_on, write_page
 from .panels import Panel, Tiles, counted, keeps_pixels, row, thumb
 from .stage import Stage
@@ -63,13 +65,17 @@ class Runs:
         reference:ImageSet=None,  # the style's own pictures; with them, what is drawn is scored
         steps_sampled:int=25,     # sampler steps
         device:str=None,          # where it is drawn; the fastest there is unless given
+        drift:int=0,              # prompts of the class, of people and of things that look elsewhere, see `elsewhere`
     ):
+        if drift and reference is None: raise StyleboostError(
+            'Drift and leak are told beside the style\'s own pictures; give them as reference, or leave drift out.')
         self.folder = Path(getattr(runs[0], 'folder', runs[0])).parent
         self.seed, self.reference = seed, reference
         self.steps_sampled, self.device = steps_sampled, pick_device(device)
         self.ref, self.chosen = None, {}  # a study has them
-        self._pictures = {}               # column -> what it drew
+        self._pictures, self._rows = {}, {} # column -> what it drew, its scores
         self.asked = [p if isinstance(p, Prompt) else Prompt(p) for p in prompts]
+        self.elsewhere, self._plain = elsewhere(self.asked, drift) if drift else None, {}
         self.runs, self.failed = opened(runs)
         keys = [*self.runs, *self.failed]
         self.arms = list(dict.fromkeys(arm for arm,_ in keys))
@@ -102,16 +108,32 @@ def _draw(self:Runs, arm, seed=0, step=None):
     if model is None: return None
     return sample(model, [p.text for p in self.asked], self.seed, self.steps_sampled)
 
+# %% ../../nbs/widgets/03_compare.ipynb #b04f9a62
+@patch
+def _moved(self:Runs, arm, seed, step):
+    "Drift and leak of a run: it and its base draw what does not ask for the style."
+    def drawn(model):
+        return sample(model, [p.text for p in self.elsewhere.prompts], self.seed, self.steps_sampled, raw=True)
+    base = self.runs[arm, seed].recipe['base']
+    if base not in self._plain: self._plain[base] = drawn(load_base(base, self.device))
+    ours = drawn(self._model(arm, seed, step))
+    return score_elsewhere(ours, self._plain[base], self.elsewhere, self.reference)
+
+@patch
+def _scored(self:Runs, arm, seed=None, step=None):
+    "The rows of a column."
+    at = (arm, seed, step) if arm!=BASE else (arm,)
+    if at not in self._rows:
+        scores = score(self._pictures[at], self.reference, self.asked)
+        if self.elsewhere and arm!=BASE: scores = scores.join(self._moved(*at).drop(columns='n'))
+        self._rows[at] = tidy(scores, arm=arm, seed=seed, step=step, split='test')
+    return self._rows[at]
+
 @patch
 def table(self:Runs)->pd.DataFrame:
     "What has been drawn so far, scored; empty without a reference."
-    rows = []
-    for (arm,*at),ims in self._pictures.items() if self.reference is not None else ():
-        seed, step = at or (None, None)
-        if not ims: continue
-        scores = score(ims, self.reference, self.asked)
-        rows += tidy(scores, arm=arm, seed=seed, step=step, split='test')
-    return pd.DataFrame(rows, columns=COLUMNS)
+    drawn = [at for at,ims in self._pictures.items() if ims] if self.reference is not None else []
+    return pd.DataFrame([row for at in drawn for row in self._scored(*at)], columns=COLUMNS)
 
 # %% ../../nbs/widgets/03_compare.ipynb #6698d9d9
 def numbers_of(
@@ -265,10 +287,11 @@ def of_runs(cls:Compare,
     reference:ImageSet=None,  # the style's own pictures, for the numbers
     steps_sampled:int=25,     # sampler steps
     device:str=None,          # where it is drawn
+    drift:int=0,              # prompts of each kind that do not ask for the style, for drift and leak
     **kw                      # as for `Compare`
 )->Compare:
     "Compares runs by drawing the prompts with each."
-    return cls(Runs(runs, prompts, seed, reference, steps_sampled, device), **kw)
+    return cls(Runs(runs, prompts, seed, reference, steps_sampled, device, drift), **kw)
 
 # %% ../../nbs/widgets/03_compare.ipynb #71a105e1
 @patch
@@ -372,9 +395,17 @@ def _show_column(self:Compare, k):
 
 # %% ../../nbs/widgets/03_compare.ipynb #ca34d5c8
 @patch
+def _read_scores(self:Compare):
+    "The rows of the study, and what is known of its metrics."
+    try: self.table = getattr(self.study, 'seen', self.study.table)()
+    except StyleboostError: self.table = pd.DataFrame(columns=COLUMNS)  # nothing has been scored yet
+    self.told = judged(self.table)
+
+@patch
 def _show_numbers(self:Compare):
     "The numbers under the columns."
     shown = self.arms
+    if isinstance(self.study, Runs): self._read_scores()                # of what was drawn just now
     values = {k: numbers_of(self.table, k, self.seed, self.step_of(k), self.group, self.split) for k in shown}
     if self.split=='test' and self.at_chosen: values = self._with_votes(values, self.group)
     rows = ''
@@ -399,7 +430,7 @@ def _draw(self:Compare, change=None):
     if self._at and self.prompt not in self._at: self.prompt = self._at[0]
     self._mark()
     self._close_up()
-    self.say(' '.join([*self._why(), *filter(None, [self.trouble])]), 'warn')
+    self.say(' '.join([*self._why(), *gap_words(gap_in(self.table)), *filter(None, [self.trouble])]), 'warn')
 
 # %% ../../nbs/widgets/03_compare.ipynb #4b97efd9
 @patch
@@ -585,9 +616,7 @@ def _build(self:Compare, arms):
 def refresh(self:Compare):
     "Looks at the study again, which may have gone on."
     self._kept, self.lost = {}, {}
-    try: self.table = getattr(self.study, 'seen', self.study.table)()
-    except StyleboostError: self.table = pd.DataFrame(columns=COLUMNS)  # nothing has been scored yet
-    self.told = judged(self.table)
+    self._read_scores()
     groups = groups_of(self.asked) if self.votable else ()
     try: self.voted, self.trouble = {g: vote_numbers(self.study, g) for g in groups}, ''
     except StyleboostError as e: self.voted, self.trouble = {}, str(e)
@@ -680,6 +709,7 @@ def _all_pictures(self:Compare):
 @patch
 def _all_numbers(self:Compare):
     "The numbers of each state of the controls, by the keys of `write_page`."
+    if isinstance(self.study, Runs): self._read_scores()                # all have been drawn by now
     s, out = self.study, {}
     steps = [*s.steps] + (['chosen'] if s.chosen else [])
     for split,group,seed,step in product(self.asked, groups_of(self.asked), s.seeds, steps):
@@ -711,6 +741,7 @@ def export(self:Compare,
     failed = {f'{arm}|{seed}':why for (arm,seed),why in s.failed.items()}
     facts = ('Intervals are 95 %, over the prompts of one run; other seeds move the numbers too. '
         'A row differs in the arm alone.')
+    facts = ' '.join([facts, *gap_words(gap_in(self.table))])
     return write_page(path, self.title, self._lead(), self.asked, titled, fixed, list(s.seeds), list(s.steps),
         pictures, self._all_numbers(), self.told|VOTED, failed, dict(s.chosen), facts, limit,
         [k for k in self.columns if self.is_ready(k)], self._vote_on_page())
