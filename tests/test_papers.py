@@ -19,6 +19,7 @@ from styleboost.methods.textual_inversion import tables
 from styleboost.training.batches import Batch, Batches
 from styleboost.training.loop import train
 from styleboost.training.mix import mixed
+from styleboost.training.objective import Objective
 from styleboost.training.plan import plan
 from styleboost.training.recipes import no_prior, settled, styleboost
 from styleboost.training.runs import Run
@@ -83,7 +84,7 @@ def test_only_what_is_named_moves_and_all_of_it(base, quick, name):
     before, still = ({k: p.detach().clone() for k,p in d.items()} for d in (mine, named()))
     opt = torch.optim.Adam(mine.values(), 1e-2)
     for step in range(6):
-        r.method.losses(b, batches(step)).mean().backward()
+        sum(Objective(b)(batches(step))).backward()
         opt.step(); opt.zero_grad()
     whole = lambda k: (mine[k]!=before[k]).any(1).all() if k.endswith('rows') else not torch.equal(mine[k], before[k])
     assert all(k.endswith(LEARNT.get(name, ('rows',))) for k in mine) and [k for k in mine if not whole(k)]==[]
