@@ -202,9 +202,9 @@ def test_insts_map_has_the_numbers_of_the_paper_that_learn():
 
 # what losses see
 
-PIXELS = [('dreamartist', dict(pixels=1.))]
+HELD = [('dreamartist', dict(pixels=1.)), ('dreamartist', {}), ('dreamstyler', {}), ('hypernetwork', {}), ('inst_port', dict(pictures=3)), ('pivotal', dict(rank=2))]
 
-@pytest.mark.parametrize('name, kw', PIXELS, ids=[n for n,_ in PIXELS])
+@pytest.mark.parametrize('name, kw', HELD, ids=str)
 def test_the_plan_holds_what_torchs_own_tracker_counts(quick, tracked, name, kw):
     want, got = tracked(blank('sd1'), quick(method=name, batch=2, precision='no', resolution=64, **kw))
     assert got==pytest.approx(want, rel=.005)
