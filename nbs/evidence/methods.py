@@ -16,7 +16,7 @@ import pandas as pd
 from ablation import AUX, RESULTS, command, sheet, style
 from styleboost.methods.method import on_bones, trained
 from styleboost.pictures.world import pool, style_ref
-from styleboost.showing.figures import TRUTH
+from styleboost.showing.figures import BASE
 from styleboost.studies.study import Study
 from styleboost.training.recipes import no_prior, settled, with_prior
 from styleboost.training.runs import Run
@@ -52,16 +52,16 @@ def grid(out, ray=None):
     t = found.table()
     t = t[(t.split=='validation')&(t.group=='all')&t.metric.isin(['kid','subject_rate'])]
     t = t.pivot_table(index=['arm','step'], columns='metric', values='value').reset_index()
-    own = t[t.arm==TRUTH].subject_rate.max()
-    chosen = {m:best(t, m, own) for m in RATES}
-    GRID.write_text(json.dumps(dict(style=AT, base=found.info['base'], artist=own, chosen=chosen,
+    chosen = {m:best(t, m) for m in RATES}
+    GRID.write_text(json.dumps(dict(style=AT, base=found.info['base'], chosen=chosen,
                                     points=t.round(4).to_dict('records')), indent=1)+'\n')
 
-def best(t, method, own):
-    "The nearest to the style among what can be named six tenths as often as the artist's own; else the best named."
-    mine = t[t.arm.str.startswith(f'{method} ')]
-    named = mine[mine.subject_rate>=.6*own]
-    row = named.loc[named.kid.idxmin()] if len(named) else mine.loc[mine.subject_rate.idxmax()]
+def best(t, method):
+    """The point with the largest product of two shares: of the way from the base to the style by KID, and of pictures
+    whose subject is named. Where no point comes nearer than the base, the nearest."""
+    mine, base = t[t.arm.str.startswith(f'{method} ')], t[t.arm==BASE].kid.item()
+    near = mine[mine.kid<base]
+    row = near.loc[((1-near.kid/base)*near.subject_rate).idxmax()] if len(near) else mine.loc[mine.kid.idxmin()]
     _, lr, *g = row.arm.split()
     return dict(lr=float(lr), guidance=float(g[0]) if g else None, step=int(row.step))
 
