@@ -6,11 +6,6 @@ from IPython.display import HTML, display
 
 from ablation import RESULTS
 from styleboost.judging.metrics import METRICS
-from styleboost.showing.figures import BASE, TRUTH, formatted
-from styleboost.showing.front import front_figure, points_of
-from styleboost.showing.report import Column
-from styleboost.studies.comparison import by_seed, paired
-from styleboost.studies.results import mean_scores
 
 PAPER = pd.DataFrame([    # published distances; less is better
     ('things-only', 'StyleRef of backgrounds only, no prior', 22.804, 24.598, 34.629),
@@ -50,46 +45,6 @@ def found(name):
     return test, curves, together if len(parts)==1 else dict(together, chosen=chosen)
 
 def of(table, *arms): return table[table.arm.isin(arms)]
-
-def front(table, arms, titles=None):
-    "Style against drift of some arms and the untouched base."
-    named = dict(zip(arms, titles or arms))
-    columns = [Column(a, named.get(a, 'untouched base'), [], mean_scores(table, a)) for a in (BASE, *arms)]
-    return front_figure(points_of(columns), height=520)
-
-def _fixed(table, metric, group, arm):
-    row = table[(table.arm==arm)&(table.metric==metric)&(table.group==group)]
-    return row.value.mean() if len(row) else None
-
-def means(table, arms, asked):
-    "A row an arm, after the artist's own pictures and the untouched base; a column each of `asked`, (metric, group)."
-    out = {}
-    for metric,group in asked:
-        trained = by_seed(of(table, *arms), metric, group).mean()
-        values = [_fixed(table, metric, group, TRUTH), _fixed(table, metric, group, BASE), *trained.reindex(arms)]
-        out[_head(metric, group)] = formatted(values, metric)
-    return pd.DataFrame(out, index=['the artist\'s own', 'untouched base', *arms])
-
-def _head(metric, group): return METRICS[metric][0] + ('' if group=='all' else f', {group}')
-
-def _said(table, pair, metric, group, text, n):
-    "A difference in few words: better or worse where it is seen, with a star where it holds among `n`."
-    def told(confidence):
-        return paired(of(table, *pair), metric, group, against=pair[1], confidence=confidence).verdict.item()
-    word = told(.95)
-    if word not in ('better','worse'): return text
-    return f'{text} {word}{"*" if told(1-.05/n)==word else ""}'
-
-def differences(table, pairs, asked):
-    """What one arm has more than another, paired by seed: a row each of `pairs`, name -> (arm, the other); a column each
-    of `asked`, (metric, group). A star means that it holds when the 5 % are shared among the rows."""
-    out = {}
-    for metric,group in asked:
-        wide = by_seed(table, metric, group)
-        texts = formatted([(wide[a]-wide[b]).mean() for a,b in pairs.values()], metric)
-        out[_head(metric, group)] = [_said(table, pair, metric, group, text, len(pairs))
-                                     for pair,text in zip(pairs.values(), texts)]
-    return pd.DataFrame(out, index=list(pairs))
 
 def measured_with(i):
     said = f'{i["style"]}: base weights {i["base"]["hash"]}, seeds {i["seeds"]}, checkpoints {i["steps"]}'
