@@ -106,7 +106,8 @@ def sheet(found, rows, at, each=8):
 
 def command(about, study, prefix='', grid=None, more=None):
     """The command of a page of evidence. A seed is a study of its own, so that what is done can be kept seed by seed;
-    it chooses its own steps. `grid` comes before its studies, `more` keeps what else a page shows of each."""
+    it chooses its own steps. `grid` comes before its studies, `more` keeps what else a page shows of the first
+    seed."""
     p = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('--out', type=Path, required=True)
     p.add_argument('--styles', nargs='+', choices=STYLES, default=STYLES[:2])
@@ -120,6 +121,6 @@ def command(about, study, prefix='', grid=None, more=None):
         if not found.done: continue
         found.report()
         keep(found, f'{prefix}{name}-{seed}')
-        if more: more(found, RESULTS/f'{prefix}{name}')
+        if more and seed==0: more(found, RESULTS/f'{prefix}{name}')
 
 if __name__=='__main__': command(__doc__, study)
