@@ -99,12 +99,12 @@ def _name_points(ax, points, colour):
     points, scale = sorted(points, key=lambda p: -p.x), ax.figure.dpi/72
     ax.autoscale_view()
     crosses = [ax.transData.transform(ends) for p in points for ends in p.strokes]
-    titles = []
+    pixels, titles = FigureCanvasAgg(ax.figure).get_renderer(), []
     for p in points:
         line = dict(arrowstyle='-', lw=.6, color=colour[p.name], shrinkA=1, shrinkB=7)
         titles.append(ax.annotate(textwrap.shorten(p.title, 34), (p.x, p.y), textcoords='offset points', va='center',
                                   xytext=PLACES[0], color=colour[p.name], arrowprops=line))
-    sizes = [Text.get_window_extent(t, FigureCanvasAgg(ax.figure).get_renderer()).size for t in titles]
+    sizes = [Text.get_window_extent(t, pixels).size for t in titles]
     dots = ax.transData.transform([(p.x, p.y) for p in points])
     for title,at in zip(titles, title_places(dots, sizes, crosses, ax.figure.bbox, scale)):
         title.set(position=at, ha='left' if at[0]>0 else 'right')
