@@ -379,8 +379,9 @@ def test_in_the_order_of_a_list_names_are_counted_as_people_count(folder, said):
     assert padded.counted() is padded and len(said())==1
 
 def test_more_than_ten_thousand_pictures_are_saved_in_their_order(picture):
-    names = [images._saved_name(picture('a'), i, 10_001) for i in range(10_001)]
-    assert names==sorted(names) and images._saved_name(picture('a'), 3, 10_000)=='0003-a.png'
+    a = picture('a')
+    names = [images._saved_name(a, i, 10_001) for i in range(10_001)]
+    assert names==sorted(names) and images._saved_name(a, 3, 10_000)=='0003-a.png'
 
 @given(st.lists(st.binary(min_size=1, max_size=30), min_size=1, max_size=4), st.data())
 def test_one_changed_byte_changes_the_hash(contents, data):
