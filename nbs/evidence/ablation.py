@@ -119,8 +119,8 @@ def command(about, study, prefix='', grid=None, more=None):
     for seed,name in product(a.seeds, a.styles):
         found = study(name, a.out/f'seed-{seed}', (seed,)).run(a.ray)
         if not found.done: continue
-        found.report()
         keep(found, f'{prefix}{name}-{seed}')
         if more and seed==0: more(found, RESULTS/f'{prefix}{name}')
+        found.report()
 
 if __name__=='__main__': command(__doc__, study)
