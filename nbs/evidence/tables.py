@@ -1,11 +1,17 @@
 """What the notebooks beside this file share: committed tables, and how they are shown."""
 import json
+from dataclasses import replace
 
 import pandas as pd
 from IPython.display import HTML, display
 
 from ablation import RESULTS
 from styleboost.judging.metrics import METRICS
+from styleboost.showing.figures import BASE, TRUTH, formatted
+from styleboost.showing.front import front_figure, points_of
+from styleboost.showing.report import Column
+from styleboost.studies.comparison import by_seed, paired
+from styleboost.studies.results import mean_scores
 
 PAPER = pd.DataFrame([    # published distances; less is better
     ('things-only', 'StyleRef of backgrounds only, no prior', 22.804, 24.598, 34.629),
@@ -46,6 +52,56 @@ def found(name):
 
 def of(table, *arms): return table[table.arm.isin(arms)]
 
+def front(table, arms, title, named=None):
+    "Style against drift of some arms and the untouched base, means over seeds, with the front; `named` are their titles."
+    named = dict(zip(arms, named or arms))
+    columns = [Column(a, named.get(a, 'untouched base'), [], mean_scores(table, a)) for a in (BASE, *arms)]
+    # crosses of a dozen arms hide each other; the tables have what can be told of differences
+    fig = front_figure([replace(p, x_span=None, y_span=None) for p in points_of(columns)])
+    fig.suptitle(title, fontsize=11)
+    return fig
+
+def _fixed(table, metric, group, arm):
+    row = table[(table.arm==arm)&(table.metric==metric)&(table.group==group)]
+    return row.value.mean() if len(row) else None
+
+def means(table, arms, asked):
+    "A row an arm, after the artist's own pictures and the untouched base; a column each of `asked`, (metric, group)."
+    out = {}
+    for metric,group in asked:
+        trained = by_seed(of(table, *arms), metric, group).mean()
+        values = [_fixed(table, metric, group, TRUTH), _fixed(table, metric, group, BASE), *trained.reindex(arms)]
+        out[_head(metric, group)] = formatted(values, metric)
+    return pd.DataFrame(out, index=['the artist\'s own', 'untouched base', *arms])
+
+def _head(metric, group): return METRICS[metric][0] + ('' if group=='all' else f', {group}')
+
+def _said(table, pair, metric, group, text, n):
+    "A difference in few words: better or worse where it is seen, with a star where it holds among `n`."
+    def told(confidence):
+        return paired(of(table, *pair), metric, group, against=pair[1], confidence=confidence).verdict.item()
+    word = told(.95)
+    if word not in ('better','worse'): return text
+    return f'{text} {word}{"*" if told(1-.05/n)==word else ""}'
+
+def differences(table, pairs, asked):
+    """What one arm has more than another, paired by seed: a row each of `pairs`, name -> (arm, the other); a column each
+    of `asked`, (metric, group). A star means that it holds when the 5 % are shared among the rows."""
+    out = {}
+    for metric,group in asked:
+        wide = by_seed(table, metric, group)
+        texts = formatted([(wide[a]-wide[b]).mean() for a,b in pairs.values()], metric)
+        out[_head(metric, group)] = [_said(table, pair, metric, group, text, len(pairs))
+                                     for pair,text in zip(pairs.values(), texts)]
+    return pd.DataFrame(out, index=list(pairs))
+
+def joined(studies):
+    "Several studies as one table, a pair of style and seed where each has a seed; and what they were measured with."
+    about = [i for *_,i in studies.values()]
+    assert len({i['base']['hash'] for i in about})==1, 'measured on several bases'
+    tables = [test.assign(seed=[f'{style} {s}' for s in test.seed]) for style,(test,*_) in studies.items()]
+    return pd.concat(tables, ignore_index=True), about[0]
+
 def measured_with(i):
     said = f'{i["style"]}: base weights {i["base"]["hash"]}, seeds {i["seeds"]}, checkpoints {i["steps"]}'
     said += f', steps chosen {i["chosen"]}'
@@ -53,10 +109,11 @@ def measured_with(i):
     if i['not_done']: said += f', {i["not_done"]} cells not done'
     return said
 
-def show(frame, caption, i):
-    "A table with its caption and the base that it was measured on."
+def show(frame, caption, i, folded=False):
+    "A table with its caption and the base that it was measured on; `folded` shows the caption until it is clicked."
     table = frame.to_html(border=0, float_format='{:.4f}'.format, na_rep='–')
-    display(HTML(f'<p>{caption} (base weights {i["base"]["hash"]})</p>{table}'))
+    said = f'{caption} (base weights {i["base"]["hash"]})'
+    display(HTML(f'<details><summary>{said}</summary>{table}</details>' if folded else f'<p>{said}</p>{table}'))
 
 def meant(metric):
     name, better, *_ = METRICS[metric]
