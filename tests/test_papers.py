@@ -203,7 +203,7 @@ def test_insts_map_has_the_numbers_of_the_paper_that_learn():
 # what losses see
 
 HELD = [('dreamartist', dict(pixels=1.)), ('inst_port', dict(pictures=3)), ('pivotal', dict(rank=2)),
-        *((name, {}) for name in ('custom_diffusion','dreamstyler','hypernetwork','styledrop_port','svdiff'))]
+        *((name, {}) for name in ('custom_diffusion','dreamartist','dreamstyler','hypernetwork','styledrop_port','svdiff'))]
 
 @pytest.mark.parametrize('name, kw', HELD, ids=str)
 def test_the_plan_holds_what_torchs_own_tracker_counts(quick, tracked, name, kw):

@@ -150,7 +150,8 @@ def test_what_is_done_is_not_done_again(straight, make, monkeypatch):
     assert before=={f:f.stat().st_mtime_ns for f in straight.folder.rglob('*.json') if f.name!='study.json'}
 
 @pytest.mark.parametrize('room,what,nth,error', [
-    (arms,'train',2,Killed), (arms,'sample',4,KeyboardInterrupt), (cells,'score',3,Killed), (cells,'score',12,Killed), (images,'png',31,Killed)])
+    (arms,'train',2,Killed), (arms,'sample',4,Killed), (cells,'score',3,Killed), (cells,'score',12,Killed), (images,'png',2,Killed), (images,'png',31,Killed),
+    (arms,'sample',4,KeyboardInterrupt), (cells,'score',12,KeyboardInterrupt)])
 def test_stopped_and_called_again_is_uninterrupted(straight, make, tmp_path, monkeypatch, said, room, what, nth, error):
     "In training, drawing, scoring, and in the middle of a folder of pictures."
     with monkeypatch.context() as m:
