@@ -50,7 +50,7 @@ RECIPE = dict(
                      'unless given.'),
     token=option(str, f'The rare word for the style; {TOKEN} unless given.'),
     resolution=option(int, 'Pixels of the training square; the base\'s own unless given.'),
-    steps=option(int, 'Optimiser steps; 100 or 200 for the tiny base, by method, and 800 for larger ones by default.'),
+    steps=option(int, 'Optimiser steps; 50 to 200 for the tiny base, by method, and 800 for larger ones by default.'),
     batch=option(int, 'Pictures per binding and step.'),
     lr=option(float, 'Learning rate.'),
     min_snr=option(float, 'Gamma of min-SNR weighting.'),
@@ -145,7 +145,7 @@ def demo(
     style:Annotated[str, typer.Option(help=f'An embedded target style: {", ".join(STYLES)}.')]='openmoji',
     out:Annotated[Path, typer.Option(help='Folder for the runs and the report.')]=Path('demo'),
     quick:Annotated[bool, typer.Option(
-        '--quick', help='A fifth of the steps and fewer prompts: two minutes instead of ten.')]=False,
+        '--quick', help='Fewer steps, pictures and prompts: two minutes instead of ten.')]=False,
     seed:Annotated[int, typer.Option(help='Seed of every arm.')]=0,
     aux:Annotated[str, typer.Option(help='The embedded pool of auxiliary images.')]='people',
 ):
@@ -262,13 +262,19 @@ def _fields_of(d, path):
 def _kept(saved, said):
     "The file's settings; those of its method where the user has not chosen another."
     other = said.get('method') not in (None, saved.method.get('method'))
+    lost = [k for k in saved.method if k!='method']
+    if other and lost: note(f'What the recipe file says of {saved.method["method"]} ({", ".join(lost)}) does not go '
+                            f'over to {said["method"]}; say it with --set.')
     return saved.own if other else saved.own|saved.method
 
 def _plain(ref, preset, saved, said, texts):
-    "The recipe without a prior: the file's settings, then the preset's, then the user's own."
+    "The recipe without a prior: the file's settings, those of a preset, the user's own; the later goes first."
     from styleboost.training.recipes import PRESETS, no_prior
     if said.get('fused_backward'): said = dict(said, grad_clip=None)
-    settings = {**_kept(saved, said), **PRESETS.get(preset, {}), **said}
+    kept, preset_of = _kept(saved, said), PRESETS.get(preset, {})
+    if preset and preset==saved.preset:     # the file's own lines go before the preset that it names
+        preset_of = {k:v for k,v in preset_of.items() if k not in saved.lines}
+    settings = {**kept, **preset_of, **said}
     recipe = no_prior(ref, preset=preset or 'repaired', **settings)
     if saved.style_prompt and not preset and 'token' not in said:
         recipe = replace(recipe, bindings=(replace(recipe.bindings[0], prompt=saved.style_prompt),))
@@ -636,6 +642,8 @@ def _drawn_elsewhere(pictures, asked, n):
 def _elsewhere(pictures, ims, asked, untouched, n, real, encoder, counted):
     "A table with drift and leak where that was asked for; None otherwise."
     from styleboost.judging.drift import score_elsewhere
+    if untouched and n:
+        raise typer.BadParameter('--untouched brings the base\'s pictures and --drift draws them; leave one out')
     if untouched: found, ours, base = _beside_untouched(ims, asked, untouched, counted)
     elif n: found, ours, base = _drawn_elsewhere(pictures, asked, n)
     else: return None
@@ -845,6 +853,7 @@ def _shared(path, said):
 def _study(about, arms, out, seeds, steps, base, drawing, ray, gpus):
     "Runs what is missing of a study, and reports when all is there."
     from styleboost.studies.study import Study
+    if gpus and not ray: raise typer.BadParameter('--gpus says what a cell takes of a cluster, and goes with --ray')
     study = Study(about, arms, out, range(seeds), steps, base, **drawing)
     study.run(ray, gpus)
     if study.done: _say_report(study.report())

@@ -24,7 +24,7 @@ def _check_device(name):
     try: d = torch.device(name)
     except RuntimeError as e:
         raise StyleboostError(f'There is no device {str(name)!r}; this machine has {", ".join(there)}.') from e
-    if d.type in ('cuda','mps') and d.type not in there:
+    if d.type not in there:
         raise StyleboostError(
             f'The device {name} was asked for, and this machine or this build of torch has only {", ".join(there)}; '
             f'choose {there[0]}, or install torch for your GPU.')

@@ -5,6 +5,7 @@ os.environ |= dict(HF_HUB_OFFLINE='1', STYLEBOOST_CACHE=_cache.name, TOKENIZERS_
 if 'PYTEST_XDIST_WORKER' in os.environ: os.environ['OMP_NUM_THREADS'] = '1'   # workers that share cores wait for each other's threads
 
 import shutil
+from collections import Counter
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,12 @@ from styleboost.bases.files import TINY, weights_hash
 
 settings.register_profile('tests', deadline=None, derandomize=True, database=None, max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 settings.load_profile('tests')
+
+def pytest_collection_modifyitems(items):
+    "The walkthroughs come first, then the files with most tests, so that no worker is left alone for long at the end."
+    if 'PYTEST_XDIST_WORKER' not in os.environ: return
+    many = Counter(i.path for i in items)
+    items.sort(key=lambda i: (i.path.name!='test_walkthroughs.py', -many[i.path], i.path))
 
 @pytest.fixture(scope='session')
 def base():
@@ -120,6 +127,11 @@ def tracked(monkeypatch):
     class Tracker(mem_tracker.MemTracker):
         "It would hang hooks on weights that have no gradient."
         def _track_module_params_and_buffers(self, module, install_grad_hooks=True): return super()._track_module_params_and_buffers(module, False)
+        def _update_peak_stats(self, peak_state):
+            "Nobody asks for each module's own peak, and it would look at a thousand modules after every operation."
+            modules, self.memory_tracking = self.memory_tracking, {}
+            super()._update_peak_stats(peak_state)
+            self.memory_tracking = modules
     def both(b, recipe):
         r = filled_in(recipe, b)
         want, batches = plan(b, r, 'cpu').step, Batches(b, r, 0, 'cpu')

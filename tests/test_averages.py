@@ -4,6 +4,8 @@ from hypothesis import given, strategies as st
 from safetensors.torch import load_file
 
 from styleboost.bases.sampling import sample
+from styleboost.exporting.card import score_table
+from styleboost.exporting.export import merged
 from styleboost.training.averages import combination, exponent, shares
 from styleboost.training.loop import train
 from styleboost.training.runs import Run
@@ -44,6 +46,14 @@ def test_an_average_draws_what_it_is(path, base):
     steps, run = path
     draw = lambda m: np.asarray(sample(m, 'a dog', 1, 2)[0], int)
     assert abs(draw(run.averaged(.2))-draw(run)).max()<=1 and abs(draw(run.averaged(.05))-draw(run)).max()>2
+
+def test_an_average_keeps_step_and_strength_and_is_what_is_exported(path):
+    _, run = path
+    a = run.averaged(.05)
+    assert (a.at(4, .5).width, a.at(4, .5).step, Run(run.folder, 4, .5).averaged(.05).strength)==(.05, 4, .5)
+    draw = lambda m: np.asarray(sample(m, 'a photo of zwx style, a dog', 1, 2, raw=True)[0], int)
+    assert abs(draw(merged(a))-draw(a)).max()<=2<abs(draw(merged(run))-draw(merged(a))).max()
+    assert abs(draw(a.at(strength=.5))-draw(a)).max()>0 and score_table(a)==''
 
 def test_too_little_kept_is_said(path, said):
     steps, run = path

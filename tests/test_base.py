@@ -262,6 +262,9 @@ def test_an_autoencoder_with_its_attention_under_old_names_is_read(own_folder, f
     save_file({rename(k):v for k,v in w.items()}, f, metadata=dict(format='pt'))
     assert same(load_base(folder).modules['vae'], family_base('sd1').modules['vae'])
 
+def test_a_mistyped_file_is_not_asked_of_the_hub(refused):
+    with refused('models/gone.safetensors does not exist'): load_base('models/gone.safetensors')
+
 def test_an_old_tokenizer_is_read(own_folder, base):
     folder = own_folder('sd1'); t = folder/'tokenizer'
     model = json.loads((t/'tokenizer.json').read_text('utf-8'))['model']

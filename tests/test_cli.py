@@ -375,6 +375,14 @@ def test_a_file_of_ones_own_says_what_options_say(here, tmp_path):
     assert runs[0].recipe==runs[1].recipe==runs[2].recipe and {r.seed for r in runs}=={7} and runs[0].recipe['grad_clip'] is None
     assert len({r.weights.read_bytes() for r in runs})==1 and not any((r.folder/'samples').exists() for r in runs)
 
+def test_a_files_own_lines_go_before_the_preset_that_it_names(here, said):
+    (here/'paper.toml').write_text('preset = "paper"\nbatch = 4\nmethod = "lora"\nrank = 3\n')
+    saved, ref = cli._saved(here/'paper.toml'), ImageSet.from_folder(here/'ref')
+    r = cli._plain(ref, 'paper', saved, {}, {})
+    assert (r.batch, r.pairing, r.crops, r.method.rank)==(4, 'fixed', 1, 3) and cli._plain(ref, 'paper', saved, dict(batch=2), {}).batch==2
+    other = cli._plain(ref, 'paper', saved, dict(method='dora'), {})
+    assert other.method.rank!=3 and any('says of lora (rank)' in m and 'dora' in m for m in said())
+
 @pytest.mark.parametrize('said, meant', [
     *[(w, [w]) for w in ('none', 'generated', 'generated:a+b', 'world:people', 'suggest:world:people', 'hold:class', 'hold:blank', 'hold:world:people', 'hold:suggest:world:people', 'hold:generated', 'aux:world:people', 'anchor:2')],
     ('mine', ['{x}/mine']), ('aux:mine', ['aux:{x}/mine']), ('suggest:mine', ['suggest:{x}/mine']), ('hold:mine', ['hold:{x}/mine']), ('hold:suggest:mine', ['hold:suggest:{x}/mine']), ('class', ['{x}/class']),
@@ -577,6 +585,7 @@ WRONG = {
     'a word for a number': ['sample', 'tiny', '--prompt', 'a', '--out', 'x', '--n', 'many'], 'no prompt': ['sample', 'tiny', '--out', 'x'],
     'a training without pictures': ['train', '--out', 'x'], 'a size in words': ['sample', 'tiny', '--prompt', 'a', '--out', 'x', '--size', 'big'],
     'no arm': ['compare', '--out', 'x'], 'words for strengths': ['compare', '--arm', 'none', '--strengths', 'many', '--out', 'x'],
+    'a share of no cluster': ['compare', '--arm', 'base:tiny', '--gpus', '1', '--out', 'x'],
     'two prompts': ['sample', 'tiny', '--prompt', 'a', '--prompts', 'b', '--out', 'x']}
 
 @pytest.mark.parametrize('call', WRONG)

@@ -23,7 +23,7 @@ def test_the_fastest_is_chosen(there, want, machine):
     machine(**there)
     assert pick_device()==want and pick_device(want)==want and pick_device('cpu')=='cpu'
 
-@pytest.mark.parametrize('there, name, words', [({}, 'cuda', ['cuda','only cpu']), ({}, 'mps', ['mps','only cpu']), (dict(mps=True), 'cuda:0', ['cuda:0','mps, cpu']), (dict(cards=2), 'cuda:2', ['cuda:2','2 GPUs','cuda:1']), ({}, 'gpu', ["'gpu'",'cpu']), ({}, '', ["''"])])
+@pytest.mark.parametrize('there, name, words', [({}, 'cuda', ['cuda','only cpu']), ({}, 'mps', ['mps','only cpu']), (dict(mps=True), 'cuda:0', ['cuda:0','mps, cpu']), (dict(cards=2), 'cuda:2', ['cuda:2','2 GPUs','cuda:1']), ({}, 'gpu', ["'gpu'",'cpu']), ({}, '', ["''"]), ({}, 'meta', ['meta','only cpu']), ({}, 'xpu', ['xpu','only cpu'])])
 def test_one_that_is_not_there_is_refused(there, name, words, machine, refused):
     machine(**there)
     with refused(*words): pick_device(name)

@@ -15,7 +15,7 @@ from styleboost.bases.original_names import single_tensors
 from styleboost.bases.sampling import sample
 from styleboost.bases.stable_diffusion import STABLE, Unet
 from styleboost.exporting import export as module
-from styleboost.exporting.export import export, merged, push
+from styleboost.exporting.export import _what, export, merged, push
 from styleboost.methods.adapters import kohya_tensors
 from styleboost.methods.load import make_method
 from styleboost.methods.method import attached, trained
@@ -275,6 +275,10 @@ def test_a_cell_of_a_study_keeps_its_samples_in_folders_and_is_exported_all_the_
     assert 'Drawn by this model: woman farmer' in (out.parent/'README.md').read_text()
 
 # the folder and the card
+
+@pytest.mark.parametrize('binding, what', [(dict(role='style'), 'StyleRef'), (dict(role='prior', toward='base'), 'held to the base'),
+    (dict(role='prior', images=dict(name='generated: a photo of style')), 'Drawn by the base'), (dict(role='prior', images=dict(name='world:people')), 'Auxiliary')])
+def test_a_card_says_what_pictures_were_to_the_model(binding, what): assert what in _what(binding)
 
 def test_a_card_shows_what_was_shown_what_is_drawn_and_how_it_scored(runs, ref, aux, tmp_path):
     run = runs()

@@ -171,24 +171,32 @@ import sys
 from styleboost.pictures.images import ImageSet
 from styleboost.training.recipes import no_prior, with_hold, with_prior
 from styleboost.training.loop import train
-here, out, method = sys.argv[1:]
-more = dict(specialist_reconstruction=dict(content=1., every=1, walk=2)).get(method, {})
-recipe = with_prior(no_prior(ImageSet.from_folder(f'{here}/ref'), batch=2, steps=3, lr=1e-3, checkpoint=2, method=method, anchor=1., ema=.2, **more), ImageSet.from_folder(f'{here}/aux'))
-recipe = with_hold(recipe, more=True)
-train(recipe, f'{here}/{out}', device='cpu', progress=False, every=1)
+here, out, *methods = sys.argv[1:]
+more = dict(specialist_reconstruction=dict(content=1., every=1, walk=2), inst_port=dict(pictures=3), pivotal=dict(rank=2))
+for method in methods:
+    recipe = with_prior(no_prior(ImageSet.from_folder(f'{here}/ref'), batch=2, steps=3, lr=1e-3, checkpoint=2, method=method, anchor=1., ema=.2, **more.get(method, {})), ImageSet.from_folder(f'{here}/aux'))
+    train(with_hold(recipe, more=True), f'{here}/{out}/{method}', device='cpu', progress=False, every=1)
 '''
 
-@pytest.mark.parametrize('method', ['full','lora','specialist_reconstruction'])
-def test_two_processes_learn_what_one_learns(tmp_path, ref, aux, method):
-    "With a prior, held to the base beside it, anchored and averaged."
-    ref.save(tmp_path/'ref'); aux.save(tmp_path/'aux'); (tmp_path/'go.py').write_text(LAUNCH)
-    env = dict(os.environ, OMP_NUM_THREADS='1')
-    call = lambda *cmd: subprocess.run([sys.executable, *cmd], cwd=tmp_path, env=env, capture_output=True, text=True, timeout=600)
-    two = call('-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0', 'go.py', str(tmp_path), 'two', method)
-    one = call('go.py', str(tmp_path), 'one', method)
+TWO = ('full','lora','controlnet','textual_inversion','custom_diffusion','svdiff','hypernetwork','dreamartist','styledrop_port','dreamstyler','inst_port','pivotal','specialist_reconstruction')
+
+@pytest.fixture(scope='module')
+def one_and_two(tmp_path_factory, ref, aux):
+    "A folder with a run of each method that one process has learnt, and one that two have."
+    here, env = tmp_path_factory.mktemp('processes'), dict(os.environ, OMP_NUM_THREADS='1')
+    ref.save(here/'ref'); aux.save(here/'aux'); (here/'go.py').write_text(LAUNCH)
+    call = lambda *cmd: subprocess.run([sys.executable, *cmd, *TWO], cwd=here, env=env, capture_output=True, text=True, timeout=900)
+    two = call('-m', 'accelerate.commands.launch', '--cpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no', '--dynamo_backend', 'no', '--main_process_port', '0', 'go.py', str(here), 'two')
+    one = call('go.py', str(here), 'one')
     assert two.returncode==one.returncode==0, two.stderr[-3000:]+one.stderr[-3000:]
-    a, b = (load_file(tmp_path/n/'weights'/'tuned.safetensors') for n in ('one','two'))
+    return here
+
+@pytest.mark.parametrize('method', TWO)
+def test_two_processes_learn_what_one_learns(one_and_two, method):
+    "With a prior, held to the base beside it, anchored and averaged."
+    one, two = one_and_two/'one'/method, one_and_two/'two'/method
+    a, b = (load_file(f/'weights'/'tuned.safetensors') for f in (one, two))
     start = 1e-3
     for k in a: torch.testing.assert_close(b[k], a[k], rtol=1e-3, atol=start/20)
-    logs = [[float(x) for x in re.findall(r'"(?:style|prior\d)": ([\d.]+)', (tmp_path/n/'log.jsonl').read_text())] for n in ('one','two')]
+    logs = [[float(x) for x in re.findall(r'"(?:style|prior\d)": ([\d.]+)', (f/'log.jsonl').read_text())] for f in (one, two)]
     assert logs[0]==pytest.approx(logs[1], rel=1e-3, abs=1e-5) and len(logs[0])==9

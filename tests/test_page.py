@@ -7,7 +7,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 COLUMNS, LINES = 120, 40
 
-# Notebooks that break a rule as yet, and which: width, length, shown, imports. The list only gets shorter.
+# Notebooks that break a rule as yet, and which: width, length, shown, imports, bars, idle. The list only gets shorter.
 NOT_YET = {}
 
 # Imports that do not go upwards as yet, (who, whom). The list only gets shorter.
@@ -78,12 +78,24 @@ def mixed(path):
         if exported(told) or 'eval' in told or 'nbdev_export()' in code or not imports: continue
         if not all(isinstance(n, (ast.Import, ast.ImportFrom)) for n in body.body): yield lines(code)[0]
 
+def bars(path):
+    "What progress bars left in outputs; a page shows none of it, and their state outweighs the pictures."
+    for cell in json.loads(path.read_text('utf-8'))['cells']:
+        for out in cell.get('outputs', []):
+            told = ''.join(out.get('data', {}).get('text/plain', []))
+            if 'widget-view' in str([*out.get('data', {})]) and '%|' in told: yield told
+
+def idle(path):
+    "Refusals that are never asked for: what `expect_fail` is to see stands in its block."
+    yield from (l.strip() for _,code in cells(path) for l in lines(code) if 'expect_fail(lambda' in l)
+
 def faults(path):
     "What breaks a rule, by the rule's name."
     wide = [l.strip() for _,code in cells(path) for l in lines(code) if len(l)>COLUMNS]
     long = [f'{len(lines(code))} lines: {", ".join(public(code))}'
             for told,code in cells(path) if exported(told) and len(lines(code))>LINES]
-    found = dict(width=wide, length=long, shown=unshown(path), imports=list(mixed(path)))
+    found = dict(width=wide, length=long, shown=unshown(path), imports=list(mixed(path)),
+                 bars=list(bars(path)), idle=list(idle(path)))
     return {k:v for k,v in found.items() if v}
 
 NOTEBOOKS = {p.relative_to(ROOT/'nbs').as_posix(): p for p in sorted((ROOT/'nbs').rglob('*.ipynb'))
@@ -104,10 +116,14 @@ def test_a_page_that_breaks_a_rule_is_seen(tmp_path):
         return faults(path)
     one = '#| export\ndef one(): pass'
     assert not faults_of(one, 'one()')
-    assert faults_of('a = '+'1+'*60+'1')['width']
+    assert faults_of('a = '+'1+'*60+'1')['width'] and faults_of('expect_fail(lambda: one())')['idle']
     assert faults_of('#| export\n'+'_a = 1\n'*41)['length'] and not faults_of('#| export\n'+'_a = 1\n\n'*40)
     assert faults_of(one, '#| hide\none()', '#| export\nTWO = 2', 'TWO')['shown']==['one']
     assert faults_of(one, 'import os\none(os)')['imports']==['import os'] and not faults_of('import os\none(os)')
+    bar = {'data': {'application/vnd.jupyter.widget-view+json': {}, 'text/plain': ['drawing:   0%|   | 0/7']}}
+    path = tmp_path/'bar.ipynb'
+    path.write_text(json.dumps(dict(cells=[dict(cell_type='code', source=['one()'], outputs=[bar])])))
+    assert faults(path)=={'bars': ['drawing:   0%|   | 0/7']}
     assert faults_of(one)['shown']==['one'] and not faults_of('#| export\nimport os', '#| export\n_a = 1')
 
 # the house

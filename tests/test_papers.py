@@ -162,11 +162,13 @@ def of_one_stage(run):
     return model
 
 @pytest.mark.parametrize('family', ['sd1','sdxl'])
-def test_the_lines_on_pivotals_card_read_lora_and_word(quick, family_folder, tmp_path, monkeypatch, family):
-    r = quick(method='pivotal', rank=2, vectors=2, base=str(family_folder(family)), resolution=64, steps_sampled=2)
+@pytest.mark.parametrize('name, to, beside, kw', [('pivotal', 'lora', 'zwx', dict(rank=2, vectors=2)), ('pivotal', 'kohya', 'zwx', dict(rank=2)), ('dreamartist', 'embedding', 'not-zwx', {})])
+def test_the_lines_on_a_card_read_what_lies_beside_too(quick, family_folder, tmp_path, monkeypatch, family, name, to, beside, kw):
+    r = quick(method=name, base=str(family_folder(family)), resolution=64, steps_sampled=2, **kw)
     run = disturbed(train(r, tmp_path/'run', progress=False, device='cpu'))
-    file = Path(export(run, tmp_path/'out', 'lora', pictures=False))
-    assert not any('rows' in k for k in load_file(file)) and (file.parent/'zwx.safetensors').exists()
+    file = Path(export(run, tmp_path/'out', to, pictures=False))
+    assert not any('rows' in k for k in load_file(file)) and (file.parent/f'{beside}.safetensors').exists()
+    if to!='lora': assert f'`embedding:{beside}`' in (file.parent/'README.md').read_text()     # a layout of diffusers alone
     lines = code_of(file.parent/'README.md').splitlines()
     first, last = (next(i for i,l in enumerate(lines) if w in l) for w in ('from_pretrained', 'pipe.scheduler'))
     pipe = load_base(family_folder(family)).pipeline(DDIMScheduler.from_config(load_base(family_folder(family)).process.schedule.config))
@@ -174,7 +176,8 @@ def test_the_lines_on_pivotals_card_read_lora_and_word(quick, family_folder, tmp
     if family=='sdxl': pipe.text_encoder_2.text_model.eos_token_id = pipe.text_encoder_2.config.eos_token_id = 2     # as on the hub
     monkeypatch.chdir(tmp_path)
     exec('\n'.join(lines[first+1:last]), dict(pipe=pipe))
-    assert abs(theirs(pipe, 'a photo of zwx style, a dog', None)-ours(run)).max()<=2
+    asked = 'a photo of zwx style, a dog'
+    assert abs(theirs(pipe, asked, run.method.negative(asked) or None)-ours(run)).max()<=2
 
 @pytest.mark.parametrize('name', ['pivotal','inst_port','specialist_reconstruction'])
 def test_folded_in_it_draws_in_diffusers_what_the_run_draws(quick, family_folder, tmp_path, name):
@@ -202,7 +205,7 @@ def test_insts_map_has_the_numbers_of_the_paper_that_learn():
 
 # what losses see
 
-HELD = [('dreamartist', dict(pixels=1.)), ('inst_port', dict(pictures=3)), ('pivotal', dict(rank=2)),
+HELD = [('dreamartist', dict(pixels=1.)), ('inst_port', dict(pictures=3)), ('pivotal', dict(rank=2)), ('specialist_reconstruction', dict(every=1, walk=2)),
         *((name, {}) for name in ('custom_diffusion','dreamartist','dreamstyler','hypernetwork','styledrop_port','svdiff'))]
 
 @pytest.mark.parametrize('name, kw', HELD, ids=str)

@@ -64,6 +64,11 @@ def test_a_budget_that_cannot_be_met_names_the_nearest(quick, refused):
     with refused('nearest', 'lora'): plan(b, r, 'cpu', f'{least*1.01/1e9}GB')
     with refused('to prepare the pictures'): plan(b, r, 'cpu', f'{least*.99/1e9}GB')
 
+@pytest.mark.parametrize('precision', ['no','fp16'])
+def test_a_budget_does_not_try_weights_that_the_precision_forbids(quick, refused, precision):
+    r = quick(batch=1, resolution=64, text_encoder=False, precision=precision)
+    with refused('nearest setting'): plan(blank('sd1'), r, 'cuda', f'{plan(blank("sd1"), r, "cuda").before*1.01/1e9}GB', bf16=True)
+
 def test_what_comes_before_the_first_step_is_counted(quick):
     "The autoencoder alone, with as many pictures as it takes at a time; a prior that is drawn needs every model."
     b, r = blank('sd1'), quick(batch=1, resolution=64, text_encoder=False)

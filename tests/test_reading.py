@@ -40,8 +40,8 @@ def test_every_setting_of_a_scheduler_comes_back(name, base, tmp_path, monkeypat
         except (ImportError, NotImplementedError, ValueError): continue     # what the class itself does not take
         made.save_pretrained(tmp_path/'scheduler')
         b = SD1.base('x', '', dict(base.modules, tokenizer=base.reader.tokenizer, scheduler=read_scheduler(tmp_path, cls)))
-        want = json.loads(made.to_json_string())
-        assert type(b.process.scheduler()) is cls and json.loads(b.process.scheduler().to_json_string())==want, k
+        want, own = json.loads(made.to_json_string()), b.process.scheduler()
+        assert type(own) is cls and json.loads(own.to_json_string())==want, k
         assert json.loads(settings_said(b)['styleboost.scheduler'])==want; seen += 1
     assert seen>=len(list(others(cls)))-2>4
 

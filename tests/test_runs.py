@@ -237,4 +237,5 @@ def test_multi_refuses_the_wrong_pictures(ref, aux, refused, swap):
     with refused('people', 'where'): multi(rest if swap else people, people, aux)
 
 def test_multi_needs_two_words(ref, aux, refused):
+    with refused('two rare words', 'tokens='): multi(ref.where(people=True), ref.where(people=False), aux, token='abc')
     with refused("'zwx'"): multi(ref.where(people=True), ref.where(people=False), aux, tokens=('zwx','zwx'))

@@ -21,6 +21,18 @@ def asked(monkeypatch):
     monkeypatch.setattr(Clip, '__call__', lambda self, texts, real=Clip.__call__: seen.append(list(texts)) or real(self, texts))
     return seen
 
+def test_a_negative_prompt_that_is_not_read_is_said(lively, said):
+    sample(lively, 'a dog', 1, steps=1, guidance=1., negative='blue')
+    assert any('negative prompt is not read' in m for m in said())
+    sample(lively, 'a dog', 1, steps=1, negative='blue '*200)
+    assert any('text encoder reads' in m for m in said())
+
+def test_a_scheduler_without_its_library_is_a_sentence(lively, refused, monkeypatch):
+    class Lacking(type):
+        def __getattr__(cls, name): raise ImportError('LMSDiscreteScheduler requires the scipy library but it was not found')
+    monkeypatch.setattr(diffusers, 'LMSDiscreteScheduler', Lacking('LMSDiscreteScheduler', (), {}))
+    with refused('needs a library', 'scipy'): sample(lively, 'a dog', 1, steps=1, scheduler='LMSDiscreteScheduler')
+
 def test_pictures_depend_on_prompt_and_seed(lively):
     same, prompt, seed = (sample(lively, p, [s], steps=3)[0] for p,s in (('a woman',1), ('a dog',1), ('a woman',2)))
     assert gap(same, prompt)>2 and gap(same, seed)>2

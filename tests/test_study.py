@@ -778,4 +778,6 @@ def test_what_a_finished_run_saw_is_not_scored_against(make, style, quick, base,
 def test_an_arm_of_a_word_may_have_settings_of_its_own(make, tmp_path, refused):
     study = make(tmp_path/'s', dict(plain='none', small='none; method=lora; rank=2'), method='full')
     assert study.recipes['small'].method.rank==2 and study.recipes['small'].method.name=='lora' and study.recipes['plain'].method.name=='full'
+    assert make(tmp_path/'t', dict(x='none; token=abc'), method='full').recipes['x'].bindings[0].prompt.startswith('a photo of abc style')
+    with refused("its token 'zwx'", 'afterwards'): study.recipes['plain'].set(dict(token='abc'))
     with refused('no setting', 'rank'): make(tmp_path/'s', dict(x='none; rank=2'), method='full')

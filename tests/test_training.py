@@ -10,7 +10,7 @@ from styleboost.training import loop, trainer
 from styleboost.bases.load import blank, load_base
 from styleboost.pictures.images import ImageSet
 from styleboost.core import StyleboostError
-from styleboost.training.recipes import Binding, Generated, no_prior, with_prior
+from styleboost.training.recipes import Binding, Generated, no_prior, settled, with_prior
 from styleboost.bases.sampling import sample
 from styleboost.training.batches import Batches
 from styleboost.training.objective import Objective
@@ -351,6 +351,17 @@ def test_a_known_word_is_noted_with_what_it_is_near(go, quick, said, base):
     told = [m for m in said() if "'dog'" in m]
     near = told[0].split('close to ')[1].split(';')[0].split(', ')
     assert len(told)==1 and len(near)==3 and 'dog' not in near and all(f'{w}</w>' in base.reader.tokenizer.get_vocab() for w in near)
+
+@pytest.mark.parametrize('method, becomes', [('full', 'will mix with the style'), ('lora', 'will mix with the style'),
+    ('textual_inversion', 'mean the style alone'), ('pivotal', 'mean the style alone'), ('dreamartist', 'mean the style alone')])
+def test_what_becomes_of_a_known_word_is_said_by_method(quick, base, said, method, becomes):
+    trainer.check(settled(quick(token='dog', method=method), base), base)
+    told = [m for m in said() if "'dog'" in m]
+    assert len(told)==1 and becomes in told[0]
+
+def test_a_snapshot_after_the_end_is_said(go, quick, said):
+    run = go(quick(steps=2), snapshots=(1, 9))
+    assert list(run.snapshots)==[1] and any('no snapshot of 9' in m and 'step 2' in m for m in said())
 
 def test_a_rare_word_needs_no_note(go, quick, said):
     go(quick(token='zwx'))

@@ -137,6 +137,11 @@ def test_one_remark_is_no_remarks():
     p = AuxPicker(style_ref('openmoji'), people[:2]+things[:2]+people[:1], chosen=range(5))
     assert [f.kind for f in p.check()]==['copies'] and p.sentence=='1 remark.'
 
+def test_fewer_than_no_pictures_are_refused(picker, refused):
+    before = picker.chosen
+    with refused('-5 pictures'): picker.choose(-5)
+    assert picker.chosen==before
+
 def test_half_is_half_and_too_few_is_said(picker):
     picker.choose(11, 'half')
     assert [picker.images.people.count(f) for f in (True,False)]==[6,5] and picker.sentence==''
@@ -480,6 +485,9 @@ def watched(tmp_path, clock):
         job = Job(tmp_path/name, **kw)
         return TrainingMonitor(job, tmp_path/name, every=every), job
     return make
+
+def test_previews_every_no_step_are_refused(watched, refused):
+    with refused('every 0 steps'): watched(every=0)
 
 def test_in_the_foreground(watched):
     m, job = watched()
@@ -976,6 +984,12 @@ def test_a_run_that_is_unfinished_or_gone_is_an_arm_that_failed(tmp_path):
     Job(tmp_path/'half')(lambda line: True, lambda *a: None)
     c = Compare.of_runs([tmp_path/'half', tmp_path/'nowhere'], ['a woman'], steps_sampled=1)
     assert 'is no run' in c.study.failed['nowhere',0] and 'not finished' in c.study.failed['job',0]
+
+def test_runs_of_one_name_stand_beside_each_other(tmp_path, refused):
+    for n in 'abc': (tmp_path/n).mkdir(); Job(tmp_path/n/'job')(lambda line: True, lambda *a: None)
+    c = Compare.of_runs([tmp_path/n/'job' for n in 'abc'], ['a woman'], steps_sampled=1)
+    assert len(c.study.arms)==3 and str(tmp_path/'b'/'job') in c.study.arms
+    with refused('no runs'): Compare.of_runs([], ['a woman'])
 
 def test_drift_of_runs_is_drawn_where_it_is_asked_for(ref, base, tmp_path, refused):
     run = train(no_prior(ref, method='lora', steps=2, batch=1, lr=.05), tmp_path/'one', base=base, progress=False, device='cpu')

@@ -27,6 +27,9 @@ def test_no_subject_is_on_two_sides_of_a_target_style(style):
     assert not any(a & b for i,a in enumerate(sides) for b in sides[i+1:])
     assert not sides[0] & {p.subject for p in reference(style)}
 
+def test_more_pictures_than_a_style_has_are_refused(refused):
+    with refused("openmoji has", "people", "500"): style_ref('openmoji', 500)
+
 @pytest.mark.parametrize('style', STYLES)
 def test_half_of_a_styles_pictures_and_prompts_show_people(style):
     assert [len(style_ref(style)), sum(style_ref(style).people), len({p.sha for p in style_ref(style)})]==[20, 10, 20]

@@ -32,6 +32,7 @@ RATES = dict(full=(1e-4,2e-4), lora=(5e-4,1e-3,2e-3,4e-3), svdiff=(5e-3,1e-2,2e-
              specialist_reconstruction=(1e-4,2e-4), styledrop_port=(5e-4,2e-3,5e-3,1e-2), pivotal=(2e-4,5e-4,1e-3),
              textual_inversion=(5e-4,1e-3,2e-3), dreamstyler=(5e-4,1e-3,2e-3), inst_port=(3e-5,1e-4,3e-4,1e-3))
 GUIDANCE = (3.,7.)
+LONGER = dict(rates=(1e-4,3e-4), steps=(200,300,400))    # for a word alone, once more
 ONE = ('styledrop_port','dreamartist','dreamstyler','inst_port')   # defined on one picture
 
 def recipe(ref, method, lr, guidance=None, people=False):
@@ -43,18 +44,27 @@ def points(method):
     "Rates and guidances to try."
     return [(lr,g) for lr in RATES[method] for g in (GUIDANCE if method in WORDS else (None,))]
 
-def grid(out, ray=None):
-    "Every point once, without a prior; the best of each method goes to `GRID`."
-    about, ref = style(AT), style_ref(AT)
-    arms = {f'{m} {lr:g}' + (f' {g:g}' if g else ''): recipe(ref, m, lr, g) for m in RATES for lr,g in points(m)}
+def without_prior(method, points):
+    "An arm for each rate and guidance."
+    return {f'{method} {lr:g}' + (f' {g:g}' if g else ''): recipe(style_ref(AT), method, lr, g) for lr,g in points}
+
+def tried(arms, out, metrics, ray, **kw):
+    "A study of arms without a prior on validation prompts, and its points."
+    about = style(AT)
     few = replace(about, test=about.test[::8])        # a study wants some; nobody looks at them
-    found = Study(few, arms, Path(out)/'methods-grid', (90,), drift=0, **SETTING).run(ray)
+    found = Study(few, arms, out, (90,), drift=0, **dict(SETTING, **kw)).run(ray)
     t = found.table()
-    t = t[(t.split=='validation')&(t.group=='all')&t.metric.isin(['kid','subject_rate'])]
-    t = t.pivot_table(index=['arm','step'], columns='metric', values='value').reset_index()
-    chosen = {m:best(t, m) for m in RATES}
-    GRID.write_text(json.dumps(dict(style=AT, base=found.info['base'], chosen=chosen,
-                                    points=t.round(4).to_dict('records')), indent=1)+'\n')
+    t = t[(t.split=='validation')&(t.group=='all')&t.metric.isin(metrics)]
+    return found, t.pivot_table(index=['arm','step'], columns='metric', values='value').reset_index()
+
+def grid(out, ray=None):
+    "Every point once, without a prior; the best of each method goes to `GRID`, and a word at smaller rates for longer."
+    arms = {k:r for m in RATES for k,r in without_prior(m, points(m)).items()}
+    found, t = tried(arms, Path(out)/'methods-grid', ['kid','subject_rate'], ray)
+    slow = without_prior('textual_inversion', [(lr,7.) for lr in LONGER['rates']])
+    _, longer = tried(slow, Path(out)/'methods-longer', ['kid','style','subject_rate'], ray, steps=LONGER['steps'])
+    GRID.write_text(json.dumps(dict(style=AT, base=found.info['base'], chosen={m:best(t, m) for m in RATES},
+        points=t.round(4).to_dict('records'), longer=longer.round(4).to_dict('records')), indent=1)+'\n')
 
 def best(t, method):
     """The point with the largest product of two shares: of the way from the base to the style by KID, and of pictures

@@ -44,7 +44,7 @@ def found(name):
     parts = _parts(name)
     about = [json.loads(f.with_suffix('.json').read_text()) for f in parts]
     assert len({(i['base']['hash'], i['judge']) for i in about})==1, 'measured with several bases or judges'
-    test, curves = (pd.concat([pd.read_csv(f'{f}-{kind}.csv') for f in parts]) for kind in ('test','curves'))
+    test, curves = (pd.concat([pd.read_csv(f'{f}-{kind}.csv.gz') for f in parts]) for kind in ('test','curves'))
     chosen = {arm:[i['chosen'].get(arm) for i in about] for arm in about[0]['chosen']}
     together = dict(about[0], seeds=[s for i in about for s in i['seeds']], not_done=sum(i['not_done'] for i in about),
                     failed={k:v for i in about for k,v in i['failed'].items()})
@@ -76,23 +76,26 @@ def means(table, arms, asked):
 
 def _head(metric, group): return METRICS[metric][0] + ('' if group=='all' else f', {group}')
 
-def _said(table, pair, metric, group, text, n):
-    "A difference in few words: better or worse where it is seen, with a star where it holds among `n`."
-    def told(confidence):
-        return paired(of(table, *pair), metric, group, against=pair[1], confidence=confidence).verdict.item()
-    word = told(.95)
-    if word not in ('better','worse'): return text
-    return f'{text} {word}{"*" if told(1-.05/n)==word else ""}'
+def _verdict(found, held):
+    "Better or worse where it is seen, with a star where it holds."
+    if found.verdict not in ('better','worse'): return ''
+    return f' {found.verdict}{"*" if held.verdict==found.verdict else ""}'
 
-def differences(table, pairs, asked):
+def differences(table, pairs, asked, spans=False):
     """What one arm has more than another, paired by seed: a row each of `pairs`, name -> (arm, the other); a column each
-    of `asked`, (metric, group). A star means that it holds when the 5 % are shared among the rows."""
+    of `asked`, (metric, group). A star means that it holds when the 5 % are shared among the rows; `spans` gives the
+    95 % intervals too. The other may be the untouched base, which each seed drew anew."""
+    drawn = 'base, as each seed drew it'
+    table, pairs = table.replace({'arm':{BASE:drawn}}), {k:(a, drawn if b==BASE else b) for k,(a,b) in pairs.items()}
     out = {}
     for metric,group in asked:
-        wide = by_seed(table, metric, group)
-        texts = formatted([(wide[a]-wide[b]).mean() for a,b in pairs.values()], metric)
-        out[_head(metric, group)] = [_said(table, pair, metric, group, text, len(pairs))
-                                     for pair,text in zip(pairs.values(), texts)]
+        def told(confidence):
+            return [paired(of(table, *pair), metric, group, pair[1], confidence).iloc[0] for pair in pairs.values()]
+        seen, held = told(.95), told(1-.05/len(pairs))
+        numbers = [(d.difference, d.low, d.high) if spans and d.seeds>1 else (d.difference,) for d in seen]
+        texts = iter(formatted(sum(numbers, ()), metric))
+        spelt = [next(texts)+(f' ({next(texts)} to {next(texts)})' if more else '') for _,*more in numbers]
+        out[_head(metric, group)] = [t+_verdict(*v) for t,*v in zip(spelt, seen, held)]
     return pd.DataFrame(out, index=list(pairs))
 
 def joined(studies):
@@ -114,6 +117,13 @@ def show(frame, caption, i, folded=False):
     table = frame.to_html(border=0, float_format='{:.4f}'.format, na_rep='–')
     said = f'{caption} (base weights {i["base"]["hash"]})'
     display(HTML(f'<details><summary>{said}</summary>{table}</details>' if folded else f'<p>{said}</p>{table}'))
+
+def compare(studies, pairs, asked, against, spans=False):
+    "Shows `differences` of several studies: all their styles together, and each by itself, folded."
+    every, i = joined(studies)
+    show(differences(every, pairs, asked, spans), f'{" and ".join(studies)}: differences to {against}', i)
+    for style,(test,_,i) in studies.items():
+        show(differences(test, pairs, asked, spans), f'{style} alone: differences to {against}', i, folded=True)
 
 def meant(metric):
     name, better, *_ = METRICS[metric]

@@ -146,13 +146,16 @@ def note_long(
 def check_token(
     base:Base,
     token:str,  # the word for [V]
+    own=False,  # whether it gets rows of its own, which then stand for it everywhere
 ):
     "Warns when the tokenizer knows the word; refuses one that cannot be a word of a prompt."
     if not token or token.split()!=[token]:
         raise StyleboostError(f'The token {token!r} is not one word; choose a rare word without spaces, such as zwx.')
     near = base.reader.near(token)
-    if near: note(f'The token {token!r} is already a word to this base, close to {", ".join(near)}; '
-                  'what it means will mix with the style, so a rare word such as zwx is safer.')
+    if not near: return
+    mixed = 'in every prompt it will mean the style alone' if own else 'what it means will mix with the style'
+    note(f'The token {token!r} is already a word to this base, close to {", ".join(near)}; '
+         f'{mixed}, so a rare word such as zwx is safer.')
 
 # %% ../../nbs/bases/00_base.ipynb #58e66da3
 def at_once(

@@ -264,6 +264,8 @@ def find_base(
     except OSError as e:
         raise StyleboostError(f'{str(name)[:80]} is no base ({e.strerror}); give {ALTERNATIVES}, or a hub id.') from e
     if there: return path
+    if path.suffix in ('.safetensors','.ckpt') and not path.exists():      # which no hub id ends with
+        raise StyleboostError(f'{name} does not exist; give {ALTERNATIVES}, or a hub id.')
     at_hub = isinstance(name, str) and not path.exists() and _HUB.fullmatch(name)
     if at_hub: return from_hub(name, half, variant, weights)
     if (path/'recipe.json').exists():

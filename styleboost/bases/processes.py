@@ -126,10 +126,11 @@ def named_scheduler(
 ):
     "A scheduler of diffusers, by name."
     cls = getattr(diffusers, SAMPLERS.get(name, name), None)
-    if cls is None or not hasattr(cls, 'set_timesteps'):
-        raise StyleboostError(f'There is no scheduler {name!r}; choose {", ".join(SAMPLERS)}, '
-            'or the name of a diffusers scheduler class.')
-    try: made = cls.from_config(config)
+    try:                 # a class whose library is missing complains at the first look
+        if cls is None or not hasattr(cls, 'set_timesteps'):
+            raise StyleboostError(f'There is no scheduler {name!r}; choose {", ".join(SAMPLERS)}, '
+                'or the name of a diffusers scheduler class.')
+        made = cls.from_config(config)
     except ImportError as e:
         lib = str(e).split(' library')[0].split()[-1]
         raise StyleboostError(f'The scheduler {name} needs a library that is not installed ({lib}); '

@@ -30,7 +30,10 @@ def guided(
     guidance:float,   # how far
 )->list:              # of `Term`
     "Classifier-free guidance; a guidance of 1 or less asks once."
-    if guidance<=1: return [Term(1., texts)]
+    if guidance<=1:
+        if negative: note(f'A guidance of {guidance:g} steers away from nothing, so the negative prompt is not read; '
+                          'take more than 1.')
+        return [Term(1., texts)]
     return [Term(guidance, texts), Term(1-guidance, [negative]*len(texts))]
 
 # %% ../../nbs/bases/07_sampling.ipynb #84abd2e5
@@ -111,7 +114,7 @@ def _asked(base, prompts, negative, seeds, steps, size, raw):
     literal = raw or base.method is None
     texts = prompts if literal else [base.method.phrase(p) for p in prompts]
     note_read([*prompts, negative], () if literal else texts)
-    note_long(base, dict.fromkeys(texts))
+    note_long(base, dict.fromkeys([*texts, *filter(None, [negative])]))
     return texts, seeds, size
 
 # %% ../../nbs/bases/07_sampling.ipynb #6214b22b

@@ -238,6 +238,7 @@ def kohya_name(self:StableDiffusion, base, part, layer)->str:
     prefix = dict(unet='lora_unet', text_encoder='lora_te1' if self.two else 'lora_te', text_encoder_2='lora_te2')
     if part!='unet': layer = 'text_model.'+layer.removeprefix('text_model.')
     elif self.two: layer = unet_name(layer, base.modules['unet'].config)   # they train SDXL on the original U-Net
+    if layer is None: return None
     return f'{prefix[part]}_{layer.replace(".", "_")}'
 
 @patch

@@ -10,6 +10,7 @@ import json, re
 from pathlib import Path
 
 from ..core import StyleboostError
+from ..methods.textual_inversion import READ
 from ..training.runs import Run
 
 # %% ../../nbs/exporting/00_card.ipynb #2902ddad
@@ -33,11 +34,11 @@ def opening(run, model, to, file)->str:
     if to=='single-file': return f'{where}\npipe = {kind}.from_single_file("{file}", config=base{plain})'
     load = 'single_file' if run.recipe['base'].endswith('.safetensors') else 'pretrained'
     own, lines, folder = run.method.layouts[to], getattr(model.family, 'python', {}), Path(file).parent
-    read = [lines.get(to, own.python).format(file=file, folder=folder, **_filled(run))]
-    if own.word:
-        word = f'{folder}/{run.method.words[0]}.safetensors'
-        read.append(lines.get('embedding', own.word).format(file=word, folder=folder, **_filled(run)))
-    return '\n'.join([where, f'pipe = {kind}.from_{load}(base{plain})', *read])
+    def read(lines, file, **kw): return lines.format(file=file, folder=folder, **dict(_filled(run), **kw))
+    said = [read(lines.get(to, own.python), file)]
+    for word in (w.format(**_filled(run)) for w in own.words):
+        said.append(read(lines.get('embedding', READ), f'{folder}/{word}.safetensors', word=word))
+    return '\n'.join([where, f'pipe = {kind}.from_{load}(base{plain})', *said])
 
 # %% ../../nbs/exporting/00_card.ipynb #d4a3a5e1
 _DRAW = 'image = pipe("{text}", num_inference_steps={steps}, guidance_scale={guidance},'
@@ -77,7 +78,7 @@ def scores_at(rows, step, last, strength=1)->dict:
 def score_table(run)->str:
     "The run's scores as a table in Markdown, if it has any."
     f = run.folder/'scores.json'
-    if not f.exists(): return ''
+    if not f.exists() or run.width is not None: return ''     # they are not of this average
     try:
         last = run.recipe['steps']
         table = scores_at(json.loads(f.read_text('utf-8'))['rows'], run.step or last, last, run.strength)
@@ -128,7 +129,7 @@ def _recipe(run):
     said = '\n'.join(map(_binding, r['bindings']))
     rest = {k:v for k,v in r.items() if k not in ('bindings','base','name')}
     settings = json.dumps(rest, indent=1, ensure_ascii=False)
-    versions = ', '.join(f'{k} {v}' for k,v in run.info['versions'].items())
+    versions = ', '.join(f'{k} {v}' for k,v in run.info.get('versions', {}).items())
     steps = ' of '.join(str(s) for s in (run.step, r['steps']) if s)
     part = '' if run.strength==1 else f' drawn at a strength of {run.strength:g}, which is baked in,'
     width = run.width or r.get('ema')
@@ -136,7 +137,7 @@ def _recipe(run):
     return (f'## Recipe\n\n{said}\n\n'
         f'Method {run.method.name},{part} {steps} steps{averaged}, batch {r["batch"]} of each binding, '
         f'learning rate {r["lr"]:g}, {r["resolution"]} pixels, seed {run.seed}; '
-        f'recipe hash `{run.info["recipe_hash"]}`.\n\n'
+        f'recipe hash `{run.info.get("recipe_hash", "unknown")}`.\n\n'
         f'<details><summary>All settings</summary>\n\n```json\n{settings}\n```\n\n{versions}\n\n</details>\n\n')
 
 # %% ../../nbs/exporting/00_card.ipynb #4c611316

@@ -72,6 +72,12 @@ def _samples(run):
     how = dict(steps=r['steps_sampled'], guidance=r['guidance'], scheduler=r['scheduler'])
     return sample(run, SHOWN, 0, **how, device='cpu', progress=True), SHOWN
 
+def _what(b):
+    "What the pictures of a binding are to a model."
+    if b['role']=='style': return 'StyleRef'
+    if b.get('toward')=='base': return 'Where it was held to the base\'s own answers'
+    return 'Drawn by the base' if b['images']['name'].startswith('generated') else 'Auxiliary images'
+
 def pictures_for(run, folder)->dict:
     "Sheets of what was shown to the model, and of what it draws, put beside the card: file -> what it shows."
     sheets = sorted((run.folder/'sheets').glob('*.jpg'))
@@ -80,7 +86,8 @@ def pictures_for(run, folder)->dict:
         note(f'{run.folder/"sheets"} lacks sheets of the training pictures; the card goes without.')
     ims, said = _samples(run)
     contact_sheet(ims, 4, 128).save(folder/'samples.jpg', quality=88)
-    shown = {f.name:'StyleRef' if f.stem.endswith('style') else 'Auxiliary images' for f in sheets}
+    shown = {f'{i}-{b["role"]}.jpg': _what(b) for i,b in enumerate(run.recipe['bindings'])}
+    shown = {f.name:shown.get(f.name, 'Pictures that it was trained on') for f in sheets}
     return {'samples.jpg': f'Drawn by this model: {", ".join(said)}', **shown}
 
 # %% ../../nbs/exporting/01_export.ipynb #d14e599b

@@ -470,9 +470,9 @@ def _put_gap(row, s, like, flag):
     gap = discrimination_gap(s.r.style[like], others)
     _put(row, 'style_gap', (gap.value, math.hypot(jackknife(gap.without), gap.spread)), len(like))
     if not row['style_gap_low']>0: _once(
-        f'With the encoder {s.judge.name} the pictures of this style are hardly nearer to each other ({gap.own:.2f}) '
-        f'than to those of other styles ({gap.other:.2f}; {gap.nearest}: {gap.to_nearest:.2f}), so do not trust style '
-        'similarity here; look at KID, at pictures, or through another encoder.')
+        f'With the encoder {s.judge.name} {len(like)} pictures of this style are not surely nearer to each other '
+        f'({gap.own:.2f}) than to those of other styles ({gap.other:.2f}; {gap.nearest}: {gap.to_nearest:.2f}), so '
+        'do not trust style similarity here; look at KID, at pictures, or through another encoder.')
 
 # %% ../../nbs/judging/04_metrics.ipynb #7ee7b3c4
 def _put_means(row, s, keep):

@@ -14,7 +14,7 @@ from diffusers import ControlNetModel, UNet2DConditionModel
 from torch import nn
 
 from ..core import StyleboostError, first_line
-from .method import Layout, Method, from_seed, state, switched_off
+from .method import Layout, Method, from_seed, is_small, state, switched_off
 
 # %% ../../nbs/methods/03_controlnet.ipynb #61ee1914
 def edges(
@@ -77,7 +77,7 @@ class ControlNet(Method):
     def plain(self, base): return switched_off([base.net])
     def defaults(self, base):
         "The paper trains at 1e-5; a small base takes more."
-        return dict(lr=1e-3 if sum(p.numel() for p in base.net.parameters())<200e6 else 1e-5)
+        return dict(lr=1e-3 if is_small(base) else 1e-5)
 
 # %% ../../nbs/methods/03_controlnet.ipynb #436f7ca9
 def control_tensors(method, base)->tuple:

@@ -15,7 +15,7 @@ from fastcore.basics import patch
 from ..bases.sampling import Term, guided
 from ..core import StyleboostError
 from .method import Layout, is_small
-from .textual_inversion import TextualInversion, embedding_of, tables
+from .textual_inversion import READ, TextualInversion, embedding_of, tables
 
 # %% ../../nbs/methods/08_dreamartist.ipynb #72d95106
 def _check(m):
@@ -115,9 +115,8 @@ def negative_embedding(method, base)->dict:
     rows = [t.rows.detach()[method.vectors:] for t in tables(base).values()]
     return {f'not-{method.words[0]}.safetensors': embedding_of(method, rows)[0]}
 
-DreamArtist.layouts = dict(embedding=Layout(positive_embedding, 'learned_embeds.safetensors', beside=negative_embedding,
-    python='pipe.load_textual_inversion("{file}", token="{word}")\n'
-        'pipe.load_textual_inversion("{folder}/not-{word}.safetensors", token="not-{word}")',
-    place='In ComfyUI put both files into `models/embeddings` and write `embedding:{stem}`, and the other one into the '
-        'negative prompt; in AUTOMATIC1111 put them into `embeddings` and write their names.',
+DreamArtist.layouts = dict(embedding=Layout(positive_embedding, 'learned_embeds.safetensors', READ,
+    words=('not-{word}',), beside=negative_embedding,
+    place='In ComfyUI put both files into `models/embeddings`, write `embedding:{stem}`, and `embedding:not-{word}` '
+        'into the negative prompt; in AUTOMATIC1111 put them into `embeddings` and write `{stem}` and `not-{word}`.',
     tags=('textual_inversion',)))

@@ -101,6 +101,6 @@ image = pipe(prompt_embeds=at(pipe.scheduler.timesteps[0]), negative_prompt_embe
 DreamStyler.layouts = dict(embeddings=Layout(lambda method, base: stage_of(method, base, 0), 'T0.safetensors', _read,
     place='The drawing begins with the file of the highest number and ends with T0, each for an equal part of the '
         'levels. In AUTOMATIC1111 put the files into `embeddings` and change them in the prompt: `[T2:T1:0.67]` goes '
-        'on to T1 after two thirds of the steps. In ComfyUI put them into `models/embeddings` and give each a range '
-        'of steps (ConditioningSetTimestepRange).',
+        'on to T1 after two thirds of the steps. In ComfyUI put them into `models/embeddings`, write '
+        '`embedding:T2`, and give each prompt a range of steps (ConditioningSetTimestepRange).',
     tags=('textual_inversion',), beside=other_stages, draw=_draw))

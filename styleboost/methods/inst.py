@@ -118,7 +118,8 @@ def check(self:InST, bindings):
 def look(self:InST, base, bindings):
     "Keeps what the encoder says of each picture of the style, and of all of them."
     ours = [b.images for b in bindings if b.role=='style']
-    for first,images in zip(range(0, 10**6, self.pictures+1), ours):
+    for n,images in enumerate(ours):
+        first = n*(self.pictures+1)        # a style has a row for all its pictures, and then one for each
         said = clip_says(images, self.encoder) if self.encoder else statistics(images)
         if said.shape[1]!=self.width:
             raise StyleboostError(f'{self.encoder or "The encoder"} says {said.shape[1]} numbers of a picture, and '

@@ -59,7 +59,7 @@ class Layout:
     tags:tuple=()           # for the hub
     warning:str=''          # what a person should know before using it
     beside:Callable=None    # (method, base) -> files by name, that go beside it: a text, or tensors by name
-    word:str=''             # like python, for a file beside it, {word}.safetensors, that holds the word as an embedding
+    words:tuple=()          # that lie beside it as embeddings, such as ('not-{word}',) in not-zwx.safetensors
     draw:str=''             # the lines that draw, where one prompt is not enough, up to the last argument;
                             # {text}, {steps} and {guidance} are filled in too
 

@@ -14,7 +14,7 @@ from ..core import StyleboostError
 from .adapters import KOHYA, LORA, Lora
 from .method import is_small, learnt, trained
 from .strength import between
-from .textual_inversion import READ, TextualInversion, embedding_tensors, tables
+from .textual_inversion import TextualInversion, embedding_tensors, tables
 
 # %% ../../nbs/methods/13_pivotal.ipynb #f34b25e0
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +52,8 @@ def word_beside(method, base)->dict:
     "The file of the word, by its name."
     return {f'{method.words[0]}.safetensors': embedding_tensors(method, base)[0]}
 
-_also = ' Put `{word}.safetensors` to the embeddings, and write its name where the style is asked for.'
-Pivotal.layouts = {k: replace(layout, place=layout.place+_also if layout.place else '', word=READ, beside=word_beside)
+_also = (' The word is a second file: in ComfyUI put `{word}.safetensors` into `models/embeddings` and write '
+    '`embedding:{word}` for the style; in AUTOMATIC1111 put it into `embeddings` and write `{word}`.')
+Pivotal.layouts = {k: replace(layout, place=layout.place+_also if layout.place else '',
+                              words=('{word}',), beside=word_beside)
                    for k,layout in dict(lora=LORA, kohya=KOHYA).items()}

@@ -121,7 +121,12 @@ class Specialist(Full):
     def looks(self): return self.content>0
     @property
     def decodes(self): return self.content>0
-    def noise(self, process): return replace(process, apart=process.levels//self.grid) if self.grid else process
+    def noise(self, process):
+        if not self.grid: return process
+        if process.levels%self.grid:
+            raise StyleboostError(f'The grid of {self.name} is {self.grid}, which does not divide '
+                                  f'{process.levels} levels of noise; choose 100, 200, or 0 for all levels.')
+        return replace(process, apart=process.levels//self.grid)
     def said(self, text, turn=0, edit=''):
         "A picture's prompt in other words, and with what was done to the picture."
         head = self.phrase()

@@ -18,7 +18,7 @@ def read_regular(
     path:Path,  # a file
     most:int,   # bytes
 )->bytes:
-    "What a regular file holds; pipes, devices and files that are too large are refused before they are read."
+    "What a regular file holds; pipes and devices are refused, and so is a file of more than `most` bytes."
     kind = path.stat().st_mode
     if not stat.S_ISREG(kind) and not stat.S_ISDIR(kind):
         raise StyleboostError(f'{path.name} is a pipe, a device or a socket; only regular files are read, '
@@ -106,7 +106,8 @@ def table(
     for i,r in rows:
         if len(r)>len(head):
             raise StyleboostError(f'{path}, line {i}, has {len(r)} fields for {len(head)} columns; '
-                                  f'a text with a {"tab" if tabs else "comma"} in it needs quotes.')
+                                  + ('take the tab out of its text.' if tabs else
+                                     'a text with a comma in it needs quotes.'))
     return [(dict(zip_longest(head, r, fillvalue='')), f'{path}, line {i}') for i,r in rows]
 
 # %% ../../nbs/pictures/00_captions.ipynb #e675d197

@@ -276,8 +276,10 @@ class ImageSet(Sequence):
     def __add__(self, other):
         return ImageSet(self.pictures+tuple(other), f'{self.name}+{getattr(other,"name","images")}')
     def __repr__(self):
-        unsure = f', {sum(self.guessed)} of them guessed' if any(self.guessed) else ''
-        return f'ImageSet({self.name!r}, {len(self)} pictures, {sum(bool(p) for p in self.people)} with people{unsure})'
+        said = f'{sum(bool(p) for p in self.people)} with people'
+        if any(self.guessed): said += f', {sum(self.guessed)} of them guessed'
+        if None in self.people: said += f', {self.people.count(None)} that do not say'
+        return f'ImageSet({self.name!r}, {len(self)} pictures, {said})'
     def _repr_png_(self): return png(self.sheet()) if len(self) else None
     captions = property(lambda self: [p.caption for p in self])
     people = property(lambda self: [p.people for p in self])

@@ -170,7 +170,12 @@ def style_ref(
     pics = _ordered(p for p in _known(style) if p.split=='ref')
     first = _distinct(pics)
     pics = first + [p for p in pics if p not in first]
-    take = [p for p in pics if p.people][:people] + [p for p in pics if not p.people][:things]
+    there = [p for p in pics if p.people], [p for p in pics if not p.people]
+    for have,n,kind in zip(there, (people,things), ('people','things')):
+        if n>len(have): raise StyleboostError(
+            f'{style} has {len(have)} pictures of {kind} to train on, and {n} were asked for; '
+            f'ask for {len(have)} or fewer.')
+    take = there[0][:people] + there[1][:things]
     return ImageSet(take, name=f'world:{style}:ref')
 
 # %% ../../nbs/pictures/04_world.ipynb #6029b0ec
@@ -179,7 +184,7 @@ def reference(
     people:bool=None,      # only people, only things, or both
     n:int=1500,            # at most
 )->ImageSet:
-    "What the style really looks like, for the metrics; no subject of StyleRef is in it."
+    "What the style really looks like, for the metrics; no subject of the StyleRef of ten and ten is in it."
     shown = {p.subject for p in style_ref(style)}
     pics = [p for p in _ordered(_known(style)) if p.subject not in shown and people in (None, p.people)]
     return ImageSet(pics[:n], name=f'world:{style}:reference')
@@ -188,7 +193,7 @@ def reference(
 def prompts(
     style:str='openmoji',  # one of `STYLES`
     split:str='test',      # 'validation' or 'test'
-    n:int=None,            # how many, half of them people; by default as many as there are for both halves
+    n:int=None,            # how many, half of them people (an odd number gives one less); all there are unless given
 )->list:                   # of `Prompt`, people first
     "Held-out prompts of a target style, half people, half not."
     if split not in ('validation','test'):

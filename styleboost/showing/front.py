@@ -134,14 +134,14 @@ def gap_text(
 )->str:
     "How well the style is told from others, with the interval."
     value, low, high = gap
-    return f'{value:.2f}' + (f' ({low:.2f} to {high:.2f})' if low is not None else '')
+    return f'{value:.2f}' + (f' ({low:.2f} to {high:.2f})' if None not in (low, high) else '')
 
 def gap_words(
     gap:tuple|None,  # None where it was not measured
 )->list:             # of sentences; none where style similarity can be trusted
     "What to look at where the style is not told from others."
     if gap is None or (gap[0] if gap[1] is None else gap[1])>0: return []
-    return [f'The encoder does not tell this style from others: {gap_text(gap)}, where more than 0 is needed. Do not '
+    return [f'The encoder does not tell this style from others: {gap_text(gap)}; all of that must be above 0. Do not '
             'trust style similarity here; look at KID, at the pictures, or through another encoder.']
 
 # %% ../../nbs/showing/01a_front.ipynb #fca028d7

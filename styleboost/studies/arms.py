@@ -73,16 +73,16 @@ def arm_recipe(
 )->Recipe:
     "The recipe that a word for a prior stands for."
     word, own = taken_apart(word)
-    if 'method' in own: kw = dict(kw, method=own.pop('method'))
+    kw = dict(kw, **{k:own.pop(k) for k in ('method','token') if k in own})
     plain = no_prior(ref, **kw)
-    def find(word): return _prior(word, ref, n, seed)
+    def find(word): return _prior(word.removeprefix('aux:'), ref, n, seed)
     return with_words(plain.set(own) if own else plain, [word], find, name=arm_name(word))
 
 # %% ../../nbs/studies/01_arms.ipynb #2d0f899d
 def tell_counts(
     recipes:dict,   # name -> `Recipe`
 ):
-    "Says which arms of a study train on how many pictures, where their priors differ in number."
+    "Says how many pictures arms of a study train on, with an arm for each number, where their priors differ in that."
     counts = {}
     for name,r in recipes.items():
         for b in r.bindings:

@@ -83,8 +83,8 @@ def _divided(prompts):
     if twice: raise StyleboostError(f'The prompts ask for {twice!r} more than once, and what chooses the step may not '
                                     'be what is reported; leave the copies out.')
     chooses, reported = _thirds(prompts)
-    if not reported: raise StyleboostError('One prompt cannot both choose the step and be reported; give at least two, '
-                                           'or validation prompts of their own.')
+    if not reported: raise StyleboostError('So few prompts cannot both choose the step and be reported; give more, or '
+                                           'validation prompts of their own.')
     note(f'{len(chooses)} of the {len(prompts)} prompts choose the step, and the other {len(reported)} are reported.')
     return chooses, reported
 

@@ -231,6 +231,9 @@ def train(
         fresh = replace(load_base(recipe.base), shared=False) if base is None else base.own()
         recipe = settled(recipe, fresh)
         check(recipe, fresh, acc.num_processes)
+        late = [] if isinstance(snapshots, range) else [s for s in snapshots if s>recipe.steps]
+        if late: note(f'There is no snapshot of {", ".join(map(str, late))}, since the training ends with step '
+                      f'{recipe.steps}.')
         recipe = _with_pictures(recipe, fresh, cache, acc, progress)
         run = opened_run(out, recipe, fresh, seed, new, acc)
         if run.done: return run

@@ -23,13 +23,17 @@ from ..pictures.images import ImageSet
 from .averages import Averages
 from .batches import Batch, followed
 from .held import begun
-from .levers import DTYPES, best_precision, checkpoint_activations, in_half, norms_in_float
+from .levers import (DTYPES, best_precision, channels_last, checkpoint_activations, in_half,
+                                        norms_in_float)
 from .objective import Objective, Remembered
 from .recipes import Generated, Recipe, settled
 from .stepper import moments_of
 from .trainer import Trainer, check_shared, reader_trains
 
 # %% ../../nbs/training/08_plan.ipynb #93818a80
+def _is_channels_last(t):
+    return t.ndim==4 and not t.is_contiguous() and t.is_contiguous(memory_format=torch.channels_last)
+
 class LiveBytes(TorchDispatchMode):
     "Counts the bytes of all tensors alive: now, and at the peak."
     def __init__(self):
@@ -51,6 +55,8 @@ class LiveBytes(TorchDispatchMode):
     def _gone(self, key): self.now -= self.seen.pop(key, 0)
     def __torch_dispatch__(self, f, types, args=(), kw=None):
         out = f(*args, **(kw or {}))
+        if f is torch.ops.aten.convolution.default and any(map(_is_channels_last, args[:2])):
+            out = out.contiguous(memory_format=torch.channels_last)    # as on a device; shapes alone forget it
         for t in tree_iter(out):
             if isinstance(t, torch.Tensor): self.see(t)
         return out
@@ -213,6 +219,7 @@ def bytes_of_step(
     "Bytes of one step of the trainer, run on shapes."
     base = on_bones(name, recipe.method)
     in_half(base, recipe)
+    channels_last(base, recipe, device)
     low = recipe.precision!='no'
     on_gpu = low and torch.device(device).type=='cuda'
     cast = torch.autocast('cpu', DTYPES[recipe.precision]) if low else nullcontext()
@@ -298,4 +305,5 @@ def plan(
         raise StyleboostError(f'{budget} are not enough to prepare the pictures for {recipe.base} at '
             f'{recipe.resolution} pixels, which takes {before/1e9:.1f} GB; give that much, a smaller resolution, '
             'or a chosen prior instead of a generated one.')
-    return _fastest(recipe, _choices(recipe, best=='bf16' if bf16 is None else bf16, processes), made, budget)
+    low = recipe.precision=='bf16' and (best=='bf16' if bf16 is None else bf16)
+    return _fastest(recipe, _choices(recipe, low, processes), made, budget)

@@ -134,10 +134,11 @@ def _drawn_from(images, spec, seed):
 def _suggested(spec, n, ref):
     "The pictures of a set that suit a style best."
     if ref is None: raise StyleboostError(f'{spec} suggests pictures for a style; give the style references too.')
-    if spec[8:] in ('none','generated') or spec[8:].startswith('suggest:'):
+    where = spec.removeprefix('suggest:').removeprefix('aux:')
+    if where in ('none','generated') or where.startswith('suggest:'):
         raise StyleboostError(f'{spec} names no pictures to choose from; '
             'write suggest:FOLDER or suggest:world:NAME.')
-    return suggest(ref, pictures_of(spec[8:]), n).images
+    return suggest(ref, pictures_of(where), n).images
 
 # %% ../../nbs/training/01_priors.ipynb #1f8ba6d4
 def marked(
@@ -189,6 +190,8 @@ def with_words(
         raise StyleboostError(f'{len(words)} priors have {len(weights)} weights; give one for all, or one for each.')
     if 'none' in words and len(words)>1:
         raise StyleboostError(f'none stands beside {", ".join(w for w in words if w!="none")}; leave it out.')
+    if sum(w.startswith('anchor:') for w in words)>1:
+        raise StyleboostError(f'{"+".join(words)} gives two anchors; leave one of them out.')
     recipe = with_prior(recipe, None, name=name)
     for word,weight in zip(words, list(weights)*len(words)): recipe = _with_word(recipe, word, find, prompt, weight)
     return recipe

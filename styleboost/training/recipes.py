@@ -268,6 +268,9 @@ def set(self:Recipe,
 )->Recipe:
     "The recipe with other settings: field -> value, or a text that stands for one. `method` comes first."
     given = dict(given)
+    if given.get('token', self.token)!=self.token: raise StyleboostError(
+        f'The prompts of a recipe are made of its token {self.token!r}, which cannot be changed afterwards; give '
+        'token= to the function that makes the recipe.')
     method = given.pop('method', self.method)
     if isinstance(method, str): method = make_method(method)
     mine = {f.name:f.type for f in fields(Recipe) if f.name not in ('bindings','method')}
@@ -510,6 +513,8 @@ def multi(
 )->Recipe:
     "Multi-StyleForge, trained jointly: [V] for people, [W] for backgrounds, each with its auxiliary images."
     v, w = tokens
+    if {'token','background_token'}&kw.keys():
+        raise StyleboostError('Multi-StyleForge has two rare words; give both, as tokens=("zwx", "ukj").')
     if v==w: raise StyleboostError(f'Both words are {v!r}; people and backgrounds need a rare word each.')
     _check_kinds(people, background)
     kw = dict(dict(name='multi'), **kw)

@@ -162,14 +162,16 @@ def averages(self:Run)->dict:
 def averaged(self:Run,
     width:float,   # as a share of the training, 0.1 or so
 )->Run:
-    "The run with the average of another width in place of the one that it kept."
+    "The run, at its step and strength, with the average of another width in place of the one that it kept."
     if not self.averages:
         raise StyleboostError(f'{self.folder} kept no averages, so none of another width can be made; '
             'train with an ema of 0.1, say.')
     check_width(width, WIDEST)
-    other = Run(self.folder, self.step)
-    other.width = width
-    return other
+    return _of_width(Run(self.folder, self.step, self.strength), width)
+
+def _of_width(run, width):
+    run.width = width
+    return run
 
 @patch
 def learnt(self:Run)->dict:
@@ -193,8 +195,8 @@ def at(self:Run,
     step:int=None,      # one of `snapshots`; the end unless given
     strength:float=1.,  # 0 is the base, 1 what was learnt
 )->Run:
-    "The same run, by a step that it kept and at a strength."
-    return Run(self.folder, step, strength)
+    "The same run, and the same average of it, by a step that it kept and at a strength."
+    return _of_width(Run(self.folder, step, strength), self.width)
 
 def _with_learnt(base, method, tensors, strength):
     "A base with what was learnt in it, at a strength."

@@ -237,7 +237,7 @@ def check(
     base.process.around(recipe.log_snr, recipe.log_snr_std or 2.)
     base.process.scheduler(recipe.scheduler)
     tell_held(recipe)
-    for word in (recipe.token, *recipe.method.words[1:]): check_token(base, word)
+    for word in (recipe.token, *recipe.method.words[1:]): check_token(base, word, recipe.method.spell(word)!=word)
     for b in recipe.bindings: b.prompts()
     recipe.method.check(recipe.bindings)
     check_apart(recipe.method.taught_by)

@@ -50,7 +50,9 @@ def opened(
             run.method                     # what this version cannot read is found out here
             key = run.recipe['name'], run.seed
         except StyleboostError as e: failed[where.name, 0] = str(e)
-        else: found[(where.name, run.seed) if key in found else key] = run
+        else:
+            free = (n for n in (key[0], where.name, str(where)) if (n, run.seed) not in found)
+            found[next(free, str(where)), run.seed] = run
     for key,run in found.items():
         if not run.done: failed[key] = f'{run.folder} is not finished; train it to its end.'
     return found, failed
@@ -69,6 +71,7 @@ class Runs:
     ):
         if drift and reference is None: raise StyleboostError(
             'Drift and leak are told beside the style\'s own pictures; give them as reference, or leave drift out.')
+        if not runs: raise StyleboostError('There are no runs to compare; give at least one, or its folder.')
         self.folder = Path(getattr(runs[0], 'folder', runs[0])).parent
         self.seed, self.reference = seed, reference
         self.steps_sampled, self.device = steps_sampled, pick_device(device)
@@ -100,7 +103,7 @@ def _model(self:Runs, arm, seed=0, step=None):
         return load_base(next(iter(self.runs.values())).recipe['base'], self.device)
     run = self.runs.get((arm, seed))
     if run is None or not run.done or step not in self._steps_of(run): return None
-    return Run(run.folder, step).model(self.device)
+    return run.at(step, run.strength).model(self.device)
 
 @patch
 def _draw(self:Runs, arm, seed=0, step=None):

@@ -85,6 +85,8 @@ class TrainingMonitor(Panel):
         lines:int=1,              # steps between lines of the log, after which a stop is heard
         **kw                      # anything else that `train` takes
     ):
+        if every is not None and every<1:
+            raise StyleboostError(f'Previews every {every} steps cannot be drawn; give 1 or more, or leave every out.')
         super().__init__()
         self.recipe, self.out, self.seed = recipe, Path(out), seed
         self.base, self.each, self.kw = base, lines, kw

@@ -239,7 +239,7 @@ def one_sided(
     people:int,  # chosen pictures that show people
     things:int,  # and those that do not
 )->str:
-    "A sentence if a choice leans to one side; four pictures are too few to say so."
+    "A sentence if a choice leans to one side; fewer than four pictures are too few to say so."
     known = people+things
     if known<4 or .2*known<=people<=.8*known: return ''
     if people>things:
@@ -520,8 +520,9 @@ def turn(self:AuxPicker,
 
 # %% ../../nbs/widgets/01_picker.ipynb #410410ee
 @patch
-def check_rule(self:AuxPicker, who, by):
+def check_rule(self:AuxPicker, n, who, by):
     "Refuses a rule that names what there is not."
+    if n<0: raise StyleboostError(f'{n} pictures cannot be chosen; give 0 or more.')
     ways = (*self.scores, 'pool order', 'chance')
     if by not in ways: raise StyleboostError(
         f'There is no score {by!r} of this pool; choose one of {", ".join(ways)}.')
@@ -535,7 +536,7 @@ def choose(self:AuxPicker,
     by:str='pool order', # a score, best first; or 'pool order', or 'chance'
 ):
     "Replaces the choice by what a rule finds."
-    self.check_rule(who, by)
+    self.check_rule(n, who, by)
     wanted = dict(all={'pictures':n}, people={'people':n}, things={'things':n}, half=dict(people=(n+1)//2, things=n//2))
     took, short = [], []
     for kind,k in wanted[who].items():

@@ -265,7 +265,7 @@ def fit(
 
 # %% ../../nbs/workshop/01_pretraining.ipynb #f57a6ac1
 def new_autoencoder()->AutoencoderKL:
-    "64 x 64 pixels to 16 x 16 latents of 8 channels; 1.4 million parameters."
+    "64 x 64 pixels to 16 x 16 latents of 8 channels; 1.5 million parameters."
     return AutoencoderKL(
         block_out_channels=(16,48,96), latent_channels=8, layers_per_block=1, norm_num_groups=8, sample_size=64,
         down_block_types=('DownEncoderBlock2D',)*3, up_block_types=('UpDecoderBlock2D',)*3)
