@@ -615,8 +615,8 @@ def table(a, results):
     out = []
     for section in (setting_lines, first_loss_lines, speed_lines, clock_lines, quality_lines):
         out += section(a, results)
-    out.append('\n## On a GPU\n\nNothing here was measured on a GPU; `benchmarks/gpu.py` measures speed and peak '
-               'memory of every lever beside the peer\'s scripts where there is one.')
+    out.append('\n## On a GPU\n\n`benchmarks/gpu.py` measures speed and peak memory of every lever beside the peer\'s '
+               'scripts; [what an H100 gave](gpu-sd1.md).')
     path = a.out.with_suffix('.md')
     write_whole({path: '\n'.join(out)+'\n'})
     print(f'{path.name} written')
