@@ -2,8 +2,8 @@
 
 Recorded with version 0.1, before the base had four parts, and compared ever after: weights, losses, pictures, exports,
 scores, plans. `python tests/gold.py` says what differs. `python tests/gold.py record` writes gold.json anew, which wants
-a line in the change log that says why that is right. Hashes hold on the kind of processor and the torch that recorded
-them; elsewhere means are compared.
+a line in the change log that says why that is right. Hashes hold on the kind of processor (its maker, and its vector
+unit) and the torch that recorded them; elsewhere means are compared.
 """
 import hashlib, json, re, sys, tempfile
 from pathlib import Path
@@ -113,9 +113,16 @@ def scores():
         out[name] = {g:{k:float(v) for k,v in row.items() if v==v} for g,row in table.T.to_dict().items()}
     return out
 
+def processor():
+    "The kind of processor: libraries choose their kernels, and so their rounding, by its maker too."
+    info = Path('/proc/cpuinfo')
+    lines = info.read_text().splitlines() if info.exists() else ()
+    maker = next((l.split(':')[1].strip() for l in lines if l.startswith('vendor_id')), 'unknown')
+    return f'{torch.backends.cpu.get_cpu_capability()}, {maker}'
+
 def measure():
     "Everything, in a minute on one core."
-    out = dict(torch=torch.__version__, processor=torch.backends.cpu.get_cpu_capability())
+    out = dict(torch=torch.__version__, processor=processor())
     out |= dict(runs={}, drawn={}, exported={}, planned={})
     threads = torch.get_num_threads(); torch.set_num_threads(1)
     with tempfile.TemporaryDirectory() as tmp:
