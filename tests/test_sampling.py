@@ -53,11 +53,15 @@ def pipeline(folder, scheduler):
     return pipe
 
 def both(folder, scheduler, guidance=7., negative=None, size=None, **theirs):
-    "Their pictures and ours, of the same prompts and seeds."
-    frame = theirs.pop('frame', None)
+    """Their pictures and ours, of the same prompts and seeds. In double precision: a processor rounds by where weights lie
+    in memory, and steps make pixels of it."""
+    frame, base, pipe = theirs.pop('frame', None), load_base(folder), pipeline(folder, scheduler).to(torch.float64)
+    for m in base.modules.values(): m.double()
     h, w = size or (None,None)
-    a = pipeline(folder, scheduler)(PROMPTS, negative_prompt=None if negative is None else [negative]*3, num_inference_steps=4, guidance_scale=guidance, height=h, width=w, generator=[torch.Generator().manual_seed(s) for s in (4,5,6)], **theirs).images
-    return a, sample(load_base(folder), PROMPTS, 4, 4, guidance, scheduler, negative, size=size, frame=frame)
+    gens = [torch.Generator().manual_seed(s) for s in (4,5,6)]
+    noise = torch.stack([base.process.start(base.codec.shape(size or 2*(base.resolution,)), g) for g in gens]).double()
+    a = pipe(PROMPTS, negative_prompt=None if negative is None else [negative]*3, num_inference_steps=4, guidance_scale=guidance, height=h, width=w, generator=gens, latents=noise, **theirs).images
+    return a, sample(base, PROMPTS, 4, 4, guidance, scheduler, negative, size=size, frame=frame)
 
 @pytest.mark.parametrize('scheduler, guidance', [('ddim',7.), ('euler',3.), ('dpmpp',7.), ('euler_a',1.)])
 def test_a_picture_is_the_one_that_diffusers_draws(base, scheduler, guidance):
