@@ -129,6 +129,7 @@ def test_resumed_is_uninterrupted(recipe, family, family_folder, tmp_path):
 @pytest.mark.parametrize('kw', [dict(checkpointing=True), dict(accumulate=2)], ids=str)
 def test_a_lever_changes_what_is_held_and_not_what_is_learnt(recipe, family_folder, tmp_path, kw):
     b = load_base(family_folder('sd1'))
+    for m in b.modules.values(): m.double()    # Adam makes whole steps of gradients that are rounding alone
     def go(out, seed=0, **k):
         return load_file(train(recipe(batch=2, lr=1e-4, **k), tmp_path/out, seed, b, 'cpu', progress=False).weights)
     start = state(attached(b, make_method('controlnet'), 0))
